@@ -1,0 +1,15 @@
+"""The helper package of the course: what every notebook calls.
+
+The package is a stack of rows; a module imports only from its own row or from the rows below it:
+
+    6 faces         cli, doctor, notebooks, papers, widgets, figures
+    5 teaching      checks, progress, quiz
+    3 engines       generation, training, checkpoints, data
+    2 architecture  transformer, families, rnn
+    1 mechanism     attention, ngrams, positions, tokenization, vectors
+    0 ground        environment, reporting, plotting
+
+Importing the package itself loads nothing heavy: ``from course_utils.attention import ...`` loads what it names.
+"""
+
+__version__ = "0.1.0"

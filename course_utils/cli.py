@@ -1,0 +1,191 @@
+"""The ``course`` command: what one would otherwise have to remember, under one name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Open, check and run the course.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="Weeks (week1 or 1), names or paths; all when none is named.")
+]
+
+
+def _fail(error: Exception | str) -> typer.Exit:
+    typer.echo(f"course: {error}", err=True)
+    return typer.Exit(1)
+
+
+def _root() -> Path:
+    from course_utils.notebooks import course_root
+
+    try:
+        return course_root()
+    except FileNotFoundError as error:
+        raise _fail(error) from None
+
+
+def _found(targets: list[str] | None) -> list[Path]:
+    from course_utils.notebooks import find
+
+    try:
+        return find(targets or [], _root())
+    except ValueError as error:
+        raise _fail(error) from None
+
+
+@app.command(context_settings=PASS_ON)
+def lab(context: typer.Context) -> None:
+    """Open JupyterLab on the first notebook. Further options go to JupyterLab (--no-browser, --port 9000...)."""
+    root = _root()
+    if not _installed("jupyterlab"):
+        raise _fail("JupyterLab is not installed here: pip install -e '.[dev]'")
+    options = [
+        f"--ServerApp.root_dir={root}",
+        "--ServerApp.ip=127.0.0.1",
+        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.append(
+            "--allow-root"
+        )  # containers: the server still listens on this machine only, and asks for its token
+    command = [sys.executable, "-m", "jupyterlab", *options, *context.args]
+    try:
+        code = subprocess.call(command, cwd=root)
+    except KeyboardInterrupt:
+        code = 0
+    raise typer.Exit(code)
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine is ready for the course, and what to do where it is not."""
+    from course_utils.doctor import examine
+
+    well = True
+    for finding in examine():
+        typer.echo(str(finding))
+        well = well and finding.well
+    raise typer.Exit(0 if well else 1)
+
+
+@app.command()
+def run(
+    targets: Targets = None,
+    output: Annotated[Path | None, typer.Option(help="Keep the executed copies in this folder.")] = None,
+) -> None:
+    """Run copies of notebooks and print a table: notebook, seconds, peak memory, verdict. The files stay untouched."""
+    import nbformat
+
+    from course_utils.notebooks import execute, write
+
+    def one(path: Path, on_cell: object) -> object:
+        notebook, result = execute(path, on_cell)  # type: ignore[arg-type]
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+            write(output / path.name, nbformat.writes(notebook))
+        return result
+
+    _with_table(_found(targets), one)
+
+
+@app.command()
+def notebooks(targets: Targets = None) -> None:
+    """Execute notebooks in the laptop profile and write them back, cleaned (for those who change them)."""
+    from course_utils.notebooks import refresh
+
+    _with_table(_found(targets), refresh)
+
+
+def _with_table(paths: list[Path], work: object) -> None:
+    """Run ``work(path, on_cell)`` for each notebook under a progress bar, then print the table."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm.auto import tqdm
+
+    runs = []
+    for path in paths:
+        cells = len(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        with tqdm(total=cells, desc=path.stem, unit="cell") as bar:
+
+            def on_cell(done: int, bar: tqdm = bar) -> None:
+                bar.update(done - bar.n)
+
+            try:
+                runs.append(work(path, on_cell))  # type: ignore[operator]
+            except KeyboardInterrupt:
+                typer.echo("interrupted: what ran so far")
+                break
+    table = Table("notebook", "seconds", "peak RAM", "verdict")
+    for result in runs:
+        memory = f"{result.peak_bytes / 1e9:.2f} GB"
+        table.add_row(result.path.stem, f"{result.seconds:.1f}", memory, result.error or "passed")
+    Console().print(table)
+    raise typer.Exit(1 if len(runs) < len(paths) or any(result.error for result in runs) else 0)
+
+
+@app.command(context_settings=PASS_ON)
+def test(context: typer.Context) -> None:
+    """Run every test, the notebooks included. Further options go to pytest (-n 2, -k attention...)."""
+    if not _installed("pytest"):
+        raise _fail("pytest is not installed here: pip install -e '.[dev]'")
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *context.args], cwd=_root()))
+
+
+@app.command()
+def colab(repository: Annotated[str, typer.Argument(help="OWNER/REPO on GitHub")]) -> None:
+    """Write the repository's address into pyproject.toml, and from there into every badge and first cell."""
+    from course_utils.notebooks import stamp
+
+    root = _root()
+    try:
+        changed = stamp(repository, root)
+    except ValueError as error:
+        raise _fail(error) from None
+    for path in changed:
+        typer.echo(f"stamped {path.relative_to(root).as_posix()}")
+    typer.echo(f"{len(changed)} files changed")
+
+
+@app.command()
+def papers(
+    only: Annotated[
+        list[str] | None, typer.Argument(help="Names such as vaswani-2017; all when none is named.")
+    ] = None,
+) -> None:
+    """Download the papers that the course cites from arXiv into supplemental/papers (kept out of git)."""
+    from course_utils.papers import download
+
+    raise typer.Exit(download(_root() / "supplemental" / "papers", only=only or None))
+
+
+@app.command()
+def figures(only: Annotated[list[str] | None, typer.Argument(help="Names; all when none is named.")] = None) -> None:
+    """Draw the pictures in images/ again from their code."""
+    from course_utils.figures import render_all
+
+    try:
+        for path in render_all(_root() / "images", only=only or None):
+            typer.echo(path.name)
+    except ValueError as error:
+        raise _fail(error) from None
+
+
+def _installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+if __name__ == "__main__":
+    app(prog_name="course")

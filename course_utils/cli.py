@@ -59,10 +59,19 @@ def lab(context: typer.Context) -> None:
         )  # containers: the server still listens on this machine only, and asks for its token
     command = [sys.executable, "-m", "jupyterlab", *options, *context.args]
     try:
-        code = subprocess.call(command, cwd=root)
+        code = subprocess.call(command, cwd=root, env=_lab_environment())
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
+
+
+def _lab_environment() -> dict[str, str]:
+    """The environment of JupyterLab: no pop-up about news, which a learner offline cannot get anyway."""
+    ours = str(Path(__file__).parent / "lab_settings")
+    return {
+        **os.environ,
+        "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_CONFIG_PATH")])),
+    }
 
 
 @app.command()

@@ -78,9 +78,10 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str], caption: str 
     def columns(tag: str, attributes: str, row: Iterable[object]) -> str:
         return "".join(f"<{tag}{attributes}>{html.escape(str(cell))}</{tag}>" for cell in row)
 
+    left = " style='text-align:left'"
     parts = [f"<caption>{html.escape(caption)}</caption>"] if caption else []
-    parts.append(f"<thead><tr>{columns('th', ' scope=col', header)}</tr></thead>")
-    parts.append("<tbody>" + "".join(f"<tr>{columns('td', '', row)}</tr>" for row in cells) + "</tbody>")
+    parts.append(f"<thead><tr>{columns('th', ' scope=col' + left, header)}</tr></thead>")
+    parts.append("<tbody>" + "".join(f"<tr>{columns('td', left, row)}</tr>" for row in cells) + "</tbody>")
     display({"text/html": f"<table>{''.join(parts)}</table>", "text/plain": "\n".join(lines)}, raw=True)
 
 

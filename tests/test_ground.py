@@ -174,7 +174,7 @@ def test_table_in_a_notebook_escapes_and_names_its_columns(displayed, monkeypatc
     (bundle,) = displayed
     assert "<img" not in bundle["text/html"]
     assert html.escape(HOSTILE) in bundle["text/html"]
-    assert "<th scope=col>x</th>" in bundle["text/html"]
+    assert "<th scope=col style='text-align:left'>x</th>" in bundle["text/html"]
     assert HOSTILE in bundle["text/plain"]
 
 

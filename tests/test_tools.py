@@ -181,7 +181,7 @@ def test_colab_refuses(course, wrong):
 
 
 def first_cell_in(folder, installed=("jaxtyping",)):
-    """Run the first cell in a folder where course_utils is not installed; say where it was found and what pip was given."""
+    """Run the first cell where course_utils is not installed; say where it was found and what pip was given."""
     cell = notebooks.first_cell(ROOT).replace('%pip install -q "', 'print("PIP", "')
     cell = cell[:-1] + '")' if 'print("PIP"' in cell else cell
     code = f"""
@@ -256,7 +256,7 @@ def test_doctor_reads_the_projects_bounds():
 
 def test_lab_is_bound_to_this_machine_and_keeps_its_token(course, monkeypatch):
     seen = []
-    monkeypatch.setattr(subprocess, "call", lambda command, cwd: seen.append((command, cwd)) or 0)
+    monkeypatch.setattr(subprocess, "call", lambda command, cwd, env: seen.append((command, cwd)) or 0)
     assert course_command("lab", "--no-browser", "--port", "9001").exit_code == 0
     ((command, cwd),) = seen
     assert cwd == course

@@ -8,6 +8,7 @@ mistake's message. The same mistakes prove the check: the tests hold that each o
 import copy
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -148,7 +149,7 @@ def check(name: str, attempt: Any) -> Callable[..., Any]:
     if verdict.state == "not attempted":
         print(f"[not attempted yet] {exercise.title}. The notebook goes on with the course's own version.")
     else:
-        print(f"[not yet right] {exercise.title}: {verdict.message}")
+        print(textwrap.fill(f"[not yet right] {exercise.title}: {verdict.message}", 100))
     print(f'Help: hint("{name}"), then solution("{name}").')
     return exercise.reference
 
@@ -165,7 +166,7 @@ def hint(name: str) -> None:
     exercise = _find(name)
     number = min(_given.get(name, 0), len(exercise.hints) - 1)
     _given[name] = number + 1
-    print(f"Hint {number + 1} of {len(exercise.hints)}: {exercise.hints[number]}")
+    print(textwrap.fill(f"Hint {number + 1} of {len(exercise.hints)}: {exercise.hints[number]}", 100))
 
 
 def solution(name: str) -> None:

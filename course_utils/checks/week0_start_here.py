@@ -39,7 +39,7 @@ EXERCISES = [
             ),
             Mistake(
                 lambda counts: torch.softmax(counts, dim=0),
-                "your shares sum to 1, but large counts swallow small ones: that is a softmax. No exponential is needed.",
+                "your shares sum to 1, but large counts swallow small ones: a softmax. No exponential is needed.",
             ),
         ],
         hints=[

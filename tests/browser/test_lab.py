@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from course_utils.cli import _lab_environment
 from course_utils.notebooks import find
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def server(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
-        **os.environ,
+        **_lab_environment(),
         "JUPYTER_CONFIG_DIR": str(work / "config"),
         "JUPYTER_DATA_DIR": str(work / "data"),
         "JUPYTERLAB_SETTINGS_DIR": str(work / "settings"),

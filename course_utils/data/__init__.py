@@ -1,0 +1,6 @@
+"""Data that needs no network: the corpus of library documentation, sourced facts, and generated tasks."""
+
+from course_utils.data.corpus import library_docs
+from course_utils.data.foundation import FoundationModel, foundation_models, short_number
+
+__all__ = ["FoundationModel", "foundation_models", "library_docs", "short_number"]

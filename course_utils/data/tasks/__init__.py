@@ -1,0 +1,1 @@
+"""Tasks from seeded generators: data sets with known answers, that need no network."""

@@ -354,11 +354,12 @@ def test_cache_refuses_wrong_calls():
     causal=st.booleans(),
     masking=st.sampled_from(["none", "padding", "bool", "float"]),
     biased=st.booleans(),
+    scale=st.sampled_from([None, 1.0, 3.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=seeds,
 )
-def test_fused_equals_explicit(heads, head_size, batch, tokens, context, causal, masking, biased, dtype, seed):
-    attention = layer(8, heads[0], dtype, seed, key_value_heads=heads[1], head_size=head_size)
+def test_fused_equals_explicit(heads, head_size, batch, tokens, context, causal, masking, biased, scale, dtype, seed):
+    attention = layer(8, heads[0], dtype, seed, key_value_heads=heads[1], head_size=head_size, scale=scale)
     hidden = normal(batch, tokens, 8, dtype=dtype, seed=seed)
     other = None if context is None else normal(batch, context, 8, dtype=dtype, seed=seed + 1)
     keys, causal = context or tokens, causal and context is None

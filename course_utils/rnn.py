@@ -328,8 +328,8 @@ def path_length(architecture: str, distance: int, layers: int) -> int:
     """
     if architecture not in ("recurrent", "attention") or distance < 0 or layers < 1:
         raise ValueError(
-            f"path_length({architecture!r}, distance={distance}, layers={layers}): expected 'recurrent' or 'attention', a "
-            "distance of 0 or more and 1 layer or more"
+            f"path_length({architecture!r}, distance={distance}, layers={layers}): expected 'recurrent' or "
+            "'attention', a distance of 0 or more and 1 layer or more"
         )
     return distance + layers if architecture == "recurrent" else layers
 

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 import regex
 
@@ -212,7 +212,7 @@ class BytePairEncoding:
             ids += [self.vocabulary[part]] if number % 2 else self._encode_plain(part)
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Return the text of ids; bytes that are no UTF-8 (a character cut in half) become U+FFFD.
 
         Args:

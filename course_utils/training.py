@@ -261,7 +261,7 @@ def fit(
         device: where to train; by default where the model is. The model is moved there.
         dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast (with loss scaling in float16); None for none.
         on_step: called after each step with its number (from 1), the model and the loss; returning True ends.
-        progress: show a progress bar with the loss and the time left.
+        progress: show a progress bar with the loss and the time left (``TQDM_DISABLE=1`` hides all of them).
         checkpoint: file for the state of the training. Where it exists, the training goes on from it.
         checkpoint_every: steps between two checkpoints; by default only at the end and on interruption.
 
@@ -533,7 +533,9 @@ def _modes(model: nn.Module, training: bool) -> Any:
 def _bar(steps: int, done: int, shown: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=steps, initial=done, desc="training", unit="step", disable=None if shown else True, leave=False)
+    # In notebooks tqdm does not look at its own variable.
+    disable = not shown or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false")
+    return tqdm(total=steps, initial=done, desc="training", unit="step", disable=disable, leave=False)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> Any:

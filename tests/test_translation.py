@@ -1,6 +1,7 @@
 """The translation task: right German, right alignments, and no test sentence that training could have seen."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ GENDER = {german: gender for nouns in (PEOPLE, THINGS) for german, gender in nou
 def pairs(sentence):
     tokens = sentence.split()
     adjectives = {*TRAITS, *LOOKS}
-    return {(a, b) for a, b in zip(tokens, tokens[1:], strict=False) if a in adjectives and b in {*PEOPLE, *THINGS}}
+    return {(a, b) for a, b in pairwise(tokens) if a in adjectives and b in {*PEOPLE, *THINGS}}
 
 
 def test_splits_share_no_sentence_and_no_reserved_pair():
@@ -52,53 +53,53 @@ def test_sentences_are_distinct_and_seeded():
     assert set(TRAIN["task"]) == {"translation"}
 
 
+class Script(random.Random):
+    """Chooses what is written down for it: subject, object, modal verb, verb, adverb, opening."""
+
+    def __init__(self, choices):
+        super().__init__(0)
+        self.choices = choices.split()
+
+    def choice(self, options):
+        wanted = self.choices.pop(0).replace("_", " ")
+        assert wanted in options
+        return wanted
+
+    def random(self):
+        return 0.0  # always an adjective
+
+
 @pytest.mark.parametrize(
-    "english, german",
+    "form, choices, english, german",
     [
-        ("tomorrow the old horse can hide my red hat", "morgen kann das alte Pferd meinen roten Hut verstecken"),
-        ("a clever queen will sell an old clock", "eine kluge Königin wird eine alte Uhr verkaufen"),
-        ("must a hungry dog find the white ball ?", "muss ein hungriger Hund den weißen Ball finden ?"),
         (
+            "adverb",
+            "horse the old hat my red can hide tomorrow i_know_that",
+            "tomorrow the old horse can hide my red hat",
+            "morgen kann das alte Pferd meinen roten Hut verstecken",
+        ),
+        (
+            "plain",
+            "queen a clever clock a old will sell now i_know_that",
+            "a clever queen will sell an old clock",
+            "eine kluge Königin wird eine alte Uhr verkaufen",
+        ),
+        (
+            "question",
+            "dog a hungry ball the white must find soon i_know_that",
+            "must a hungry dog find the white ball ?",
+            "muss ein hungriger Hund den weißen Ball finden ?",
+        ),
+        (
+            "clause",
+            "teacher my famous house a new should paint now we_hope_that",
             "we hope that my famous teacher should paint a new house",
             "wir hoffen , dass mein berühmter Lehrer ein neues Haus malen soll",
         ),
     ],
 )
-def test_known_sentences_come_out_of_the_grammar(english, german):
-    """Rebuild the sentence by drawing until its English form appears among those with the same skeleton."""
-    from course_utils.data.tasks import translation as task
-
-    class Chosen(random.Random):
-        """Chooses what the wanted sentence holds."""
-
-        def choice(self, options):
-            found = [option for option in options if f" {option} " in f" {self.rest} "]
-            if set(options) == {"the", "a", "my"}:
-                first = next(word for word in self.rest.split() if word in {"the", "a", "an", "my"})
-                self.rest = self.rest.replace(f"{first} ", "", 1) if self.noun_done else self.rest
-                return "a" if first == "an" else first
-            return min(found, key=self.rest.find)
-
-        def random(self):
-            return 0.0
-
-    chooser = Chosen()
-    chooser.rest, chooser.noun_done = english, True
-    form = {"t": "adverb", "a": "plain", "m": "question", "w": "clause"}[english[0]]
-    if form in ("plain", "question"):
-        chooser.choice, original = chooser.choice, chooser.choice
-
-        def choice(options, original=original):
-            return options[0] if set(options) in (set(task.ADVERBS), set(task.OPENINGS)) else original(options)
-
-        chooser.choice = choice
-    elif form == "adverb":
-        original = chooser.choice
-        chooser.choice = lambda options: options[0] if set(options) == set(task.OPENINGS) else original(options)
-    else:
-        original = chooser.choice
-        chooser.choice = lambda options: options[0] if set(options) == set(task.ADVERBS) else original(options)
-    sentence = draw(chooser, form)
+def test_known_sentences_come_out_of_the_grammar(form, choices, english, german):
+    sentence = draw(Script(choices), form)
     assert " ".join(sentence.source) == english
     assert " ".join(sentence.target) == german
 
@@ -112,7 +113,7 @@ def test_german_agrees_and_is_aligned(form):
         assert sorted(aligned) == list(range(len(sentence.source)))  # each English word exactly once
         for german, place in zip(sentence.target, sentence.alignment, strict=True):
             assert (german == ",") == (place < 0)
-            english = sentence.source[place]
+            english = sentence.source[place] if place >= 0 else ","
             for table in (PEOPLE, THINGS):
                 if english in table:
                     assert german == table[english][0]

@@ -22,12 +22,10 @@ PHRASES = [line.split() for line in ("a b c d", "a b", "d d a x a")]
 
 @pytest.fixture(scope="module")
 def toy():
-    """Vectors in which gender and rank are directions of their own."""
+    """Vectors in which gender is a direction of its own, and the larger part of each."""
     names = ["man", "woman", "king", "queen", "prince", "princess", "stone"]
-    vectors = torch.tensor(
-        [[1.0, 0, 0, 1], [-1, 0, 0, 1], [1, 3, 0, 1], [-1, 3, 0, 1], [1, 1.5, 0, 1], [-1, 1.5, 0, 1], [0, 0, 5, 0]]
-    )
-    return WordVectors(names, vectors)
+    rows = [[side, *(float(kind == axis) for axis in range(3)), 0.0] for kind in range(3) for side in (1.2, -1.2)]
+    return WordVectors(names, torch.tensor([*rows, [0.0, 0.0, 0.0, 0.0, 1.0]]))
 
 
 def test_words():
@@ -139,7 +137,7 @@ def test_analogy_accuracy_counts_questions_and_control(toy):
 
 def test_neighbours(toy):
     found = toy.neighbours("king", 3)
-    assert [word for word, _ in found][0] == "prince"
+    assert found[0][0] in ("man", "prince")
     assert "king" not in [word for word, _ in found]
     assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
     assert len(toy.neighbours("king", 99)) == 6
@@ -148,7 +146,7 @@ def test_neighbours(toy):
 
 
 def test_odd_one_out(toy):
-    assert toy.odd_one_out(["king", "queen", "stone", "prince"]) == "stone"
+    assert toy.odd_one_out(["king", "man", "stone", "prince"]) == "stone"
 
 
 def test_training_finds_equal_company():
@@ -165,7 +163,7 @@ def test_training_finds_equal_company():
 def test_refuses_bad_input(toy):
     with pytest.raises(ValueError, match="did you mean prince"):
         toy.neighbours("princ")
-    with pytest.raises(ValueError, match="no vector for 'qqq' among 7 words$"):
+    with pytest.raises(ValueError, match=r"no vector for 'qqq' among 7 words$"):
         toy.analogy("man", "king", "qqq")
     with pytest.raises(ValueError, match="three words or more"):
         toy.odd_one_out(["king", "queen"])

@@ -147,7 +147,7 @@ def check(name: str, attempt: Any) -> Callable[..., Any]:
         progress.record(name)
         return attempt
     if verdict.state == "not attempted":
-        print(f"[not attempted yet] {exercise.title}. The notebook goes on with the course's own version.")
+        print(f"[not attempted yet] {exercise.title}\nThe notebook goes on with the course's own version.")
     else:
         print(textwrap.fill(f"[not yet right] {exercise.title}: {verdict.message}", 100))
     print(f'Help: hint("{name}"), then solution("{name}").')

@@ -270,7 +270,7 @@ EXERCISES = [
             Mistake(_least_likely, "you take the smallest score: the answer is the token with the largest, argmax"),
         ],
         hints=[
-            "Three lines: the token with the largest score at each place; where something is asked; the mean over these.",
+            "Three lines: the token with the largest score at each place; where something is asked; the mean there.",
             "predicted = logits.argmax(-1), and asked = labels != -100, both (batch, tokens).",
             "(predicted == labels)[asked] is one True or False for each question: .double().mean(), as a float.",
         ],

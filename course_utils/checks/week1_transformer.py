@@ -341,7 +341,7 @@ SHIFT = Exercise(
         Mistake(_shifted_left, "you shifted to the left: at each place the decoder would read the answer's successor."),
         Mistake(
             _unshifted,
-            "the decoder would read at each place the very word it is asked for, and only learn to copy it: shift by one.",
+            "the decoder would read at each place the very word it is asked for, and only learn to copy: shift by one.",
         ),
         Mistake(_overwritten, "the first label is lost: all of them move one place, none is replaced."),
         Mistake(_kept_ignored, "-100 is still there; no embedding has that number. Put pad_id in its place."),

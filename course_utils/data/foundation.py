@@ -47,7 +47,7 @@ def foundation_models() -> tuple[FoundationModel, ...]:
     return tuple(FoundationModel(**entry) for entry in tomllib.loads(file.read_text(encoding="utf-8"))["model"])
 
 
-def short_number(number: float | None) -> str:
+def short_number(number: int | float | None) -> str:
     """Return a large number in the way that one says it: 65.2 billion, 1.4 trillion; ``not stated`` for None."""
     if number is None:
         return "not stated"

@@ -67,7 +67,7 @@ def show_live(widget: Any, still_html: str, still_text: str) -> None:
     display(bundle, raw=True)
 
 
-def slider(description: str, value: float, low: float, high: float, step: float = 1) -> Any:
+def slider(description: str, value: int | float, low: int | float, high: int | float, step: int | float = 1) -> Any:
     """Return a slider with a number box beside it: the box has a name for screen readers and takes typed values.
 
     Args:

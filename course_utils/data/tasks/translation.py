@@ -8,7 +8,6 @@ the *gender* of a noun that comes later, and by its *case* (subject or object).
     morgen wird die junge Königin einen roten Apfel verkaufen
 """
 
-import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,11 +116,14 @@ class Sentence:
 def reserved(adjective: str, noun: str) -> bool:
     """Return whether an (adjective, noun) pair, such as (red, apple), is kept out of the training split.
 
+    One pair in seven is, spread evenly: each adjective and each noun loses one or two partners.
+
     Args:
         adjective: English adjective.
         noun: English noun.
     """
-    return hashlib.sha256(f"{adjective} {noun}".encode()).digest()[0] % 5 == 0
+    adjectives, nouns = (TRAITS, PEOPLE) if noun in PEOPLE else (LOOKS, THINGS)
+    return (list(adjectives).index(adjective) + list(nouns).index(noun)) % 7 == 0
 
 
 def translation(split: str = "train", size: int = 5000, seed: int = 0) -> "Dataset":

@@ -191,7 +191,7 @@ def test_every_exercise_stands_in_one_notebook_as_a_stub():
             where = [path for path, text in texts.items() if f'check("{exercise.name}"' in text]
             assert len(where) == 1, f"{exercise.name} stands in {len(where)} notebooks"
             holders.add(where[0])
-        assert len(holders) == 1, f"the exercises of {group} are spread over {holders}"
+        assert [holder.stem for holder in holders] == [group], f"the exercises of {group} stand in {holders}"
         assert 3 <= len(exercises) <= 6 or group == "00_start_here"
     named = set(re.findall(r'check\("([^"]+)"', "\n".join(texts.values())))
     assert named == {exercise.name for group in by_notebook().values() for exercise in group}

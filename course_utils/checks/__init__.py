@@ -1,6 +1,6 @@
 """Exercises of the notebooks: check an attempt, ask for a hint, see the solution.
 
-The exercises of a notebook stand in the module of this package that is named after it; see :mod:`.framework`.
+The exercises of a notebook stand in the module that is named after its week and itself; see :mod:`.framework`.
 """
 
 import importlib
@@ -14,11 +14,12 @@ __all__ = ["by_notebook", "check", "exercises", "hint", "judge", "solution"]
 
 @cache
 def by_notebook() -> dict[str, tuple[Exercise, ...]]:
-    """Return the exercises of each notebook, under the names of the modules that hold them, in the course's order."""
+    """Return the exercises of each notebook in the course's order, under names such as ``02_attention_from_scratch``."""
     found = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         if module.name.startswith("week"):
-            found[module.name] = tuple(importlib.import_module(f"{__name__}.{module.name}").EXERCISES)
+            notebook = module.name.split("_", 1)[1]
+            found[notebook] = tuple(importlib.import_module(f"{__name__}.{module.name}").EXERCISES)
     return found
 
 

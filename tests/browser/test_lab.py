@@ -44,7 +44,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (set 
 def server(tmp_path_factory):
     """A JupyterLab with its own empty settings, on copies of the notebooks."""
     work = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "notebooks", work / "course" / "notebooks", ignore=shutil.ignore_patterns(".ipynb*"))
+    for folder in ("notebooks", "images"):
+        shutil.copytree(ROOT / folder, work / "course" / folder, ignore=shutil.ignore_patterns(".ipynb*"))
     settings = work / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
@@ -106,6 +107,10 @@ def test_run_all_and_move_a_widget(path, server, browser):
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=WAIT_MS)
         page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=WAIT_MS)
         _run_all(page, course / name)
+        broken = page.locator(".jp-NotebookPanel img").evaluate_all(
+            "images => images.filter(image => !image.naturalWidth).map(image => image.alt)"
+        )
+        assert not broken, f"pictures that do not show: {broken}"
         _move_a_widget(page, path)
         _keep_pictures(page, path)
     finally:

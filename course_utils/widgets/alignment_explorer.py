@@ -78,7 +78,7 @@ def draw_alignment(weights: Any, source: Sequence[str], target: Sequence[str]) -
 
     places = read_alignment(weights).tolist()
     fig, (left, right) = figure(11.0, 1.6 + 0.3 * len(target), ncols=2)
-    heatmap(weights.mean(0), target, source, "Cross-attention", left, numbers=False, limits=(0, 1), xlabel="source")
+    heatmap(weights.mean(0), target, source, "Cross-attention", left, numbers=False, limits=(0.0, 1.0), xlabel="source")
     alignment_lines(right, source, target, places)
     alt = (
         f"Left, the map: rows are the German words of “{' '.join(target)}”, columns the English ones of "

@@ -88,7 +88,7 @@ def slider(description: str, value: int | float, low: int | float, high: int | f
         if whole
         else (ipywidgets.BoundedFloatText, ipywidgets.FloatSlider)
     )
-    style, layout = {"description_width": "initial"}, ipywidgets.Layout(width="260px")
+    style, layout = {"description_width": "initial"}, ipywidgets.Layout(width=f"{150 + 7 * len(description)}px")
     box = box_type(value=value, min=low, max=high, step=step, description=description, style=style, layout=layout)
     knob = slider_type(value=value, min=low, max=high, step=step, readout=False, continuous_update=False)
     ipywidgets.link((box, "value"), (knob, "value"))

@@ -63,7 +63,7 @@ def draw_positions(kind: str, position: int, width: int, base: int) -> Drawing:
         answers = {"dot product": marks @ marks[position] / (width / 2)}
         what, lines = (
             "Vectors added to the embeddings",
-            ["The dot product with itself is 1; it falls with the distance, and is the same on both sides."],
+            ["The dot product with itself is 1; with distance it falls, in ripples, and is the same on both sides."],
         )
     elif kind == "rotary":
         same = torch.ones(TOKENS, width, dtype=torch.float64) / width**0.5

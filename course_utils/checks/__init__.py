@@ -14,7 +14,7 @@ __all__ = ["by_notebook", "check", "exercises", "hint", "judge", "solution"]
 
 @cache
 def by_notebook() -> dict[str, tuple[Exercise, ...]]:
-    """Return the exercises of each notebook in the course's order, under names such as ``02_attention_from_scratch``."""
+    """Return the exercises of each notebook in order, under names such as ``02_attention_from_scratch``."""
     found = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
         if module.name.startswith("week"):

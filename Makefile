@@ -32,7 +32,7 @@ $(VENV)/ready: constraints.txt pyproject.toml
 	@$(BIN)/python -c "import pathlib; pathlib.Path('$(VENV)/ready').touch()"
 
 lab: setup
-	$(BIN)/course doctor
+	@$(BIN)/course doctor || echo "JupyterLab opens all the same; mend the lines marked [FAIL] first if a notebook stumbles."
 	$(BIN)/course lab $(ARGS)
 
 test: setup

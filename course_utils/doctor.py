@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-MEMORY_NEEDED, DISK_NEEDED = 3, 1
+MEMORY_NEEDED, DISK_NEEDED = 2, 1
 """Free memory and disk (GiB) below which a notebook may fail."""
 
 

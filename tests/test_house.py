@@ -55,9 +55,9 @@ def test_constraints_are_exact_and_for_every_machine():
 
 def test_constraints_are_the_whole_closure():
     """Every package that the requirements bring, by the metadata of what is installed, is pinned."""
-    seen, todo = set(), [canonicalize_name(r.name) for r in RUNTIME + DEVELOPMENT]
-    while todo:
-        name = todo.pop()
+    seen, waiting = set(), [canonicalize_name(r.name) for r in RUNTIME + DEVELOPMENT]
+    while waiting:
+        name = waiting.pop()
         if name in seen or name in ("pip", "setuptools", "wheel"):
             continue
         seen.add(name)
@@ -65,7 +65,7 @@ def test_constraints_are_the_whole_closure():
         for line in importlib.metadata.requires(name) or []:
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                todo.append(canonicalize_name(requirement.name))
+                waiting.append(canonicalize_name(requirement.name))
 
 
 def test_environment_yml_says_the_same():
@@ -88,16 +88,18 @@ def test_environment_yml_says_the_same():
 @pytest.mark.skipif(not COLAB.is_file(), reason="Colab's package list is not beside this checkout")
 def test_installing_on_colab_changes_nothing_of_colabs_own():
     colab = pins(COLAB) | {"torch": "2.11.0"}
-    new, todo = set(), list(RUNTIME)
-    while todo:
-        requirement = todo.pop()
+    new, waiting = set(), list(RUNTIME)
+    while waiting:
+        requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         if name in colab:
             assert requirement.specifier.contains(Version(colab[name])), f"{requirement} would replace {colab[name]}"
         elif name not in new:
             new.add(name)
             lines = [Requirement(line) for line in importlib.metadata.requires(name) or []]
-            todo += [r for r in lines if r.marker is None or r.marker.evaluate({"extra": "", "python_version": "3.13"})]
+            waiting += [
+                r for r in lines if r.marker is None or r.marker.evaluate({"extra": "", "python_version": "3.13"})
+            ]
     assert new == {"jaxtyping", "wadler-lindig"}
 
 

@@ -1,9 +1,7 @@
 """Where the course runs: profile, device, seeds, threads, folders."""
 
-import importlib.util
 import os
 import random
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +115,6 @@ def home_folder() -> Path:
         OSError: it cannot be created; set ``COURSE_HOME`` to a folder that can be written.
     """
     return _folder("COURSE_HOME", Path.home() / ".course-utils")
-
-
-def on_colab() -> bool:
-    """Whether this is a Google Colab kernel."""
-    return "google.colab" in sys.modules or (
-        importlib.util.find_spec("google") is not None and "COLAB_RELEASE_TAG" in os.environ
-    )
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -85,17 +85,18 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str], caption: str 
     display({"text/html": f"<table>{''.join(parts)}</table>", "text/plain": "\n".join(lines)}, raw=True)
 
 
-def seconds(function: Callable[[], object], repeats: int = 3) -> float:
+def seconds(function: Callable[[], object], repeats: int = 3, budget: float = 0.3) -> float:
     """Return the seconds of computing time that a call takes on the CPU, the shortest of a few tries.
 
     Waiting, and what other programs do meanwhile, does not count.
 
     Args:
         function: what to measure, called without arguments.
-        repeats: number of tries.
+        repeats: smallest number of tries.
+        budget: seconds for which a short call is tried on and on, so that one of the tries is undisturbed.
     """
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats or (sum(times) < budget and len(times) < 100):
         begin = time.process_time()
         function()
         times.append(time.process_time() - begin)

@@ -93,10 +93,11 @@ def seconds(function: Callable[[], object], repeats: int = 3, budget: float = 0.
     Args:
         function: what to measure, called without arguments.
         repeats: smallest number of tries.
-        budget: seconds for which a short call is tried on and on, so that one of the tries is undisturbed.
+        budget: seconds of the clock for which a short call is tried on, so that one of the tries is undisturbed.
     """
     times: list[float] = []
-    while len(times) < repeats or (sum(times) < budget and len(times) < 100):
+    end = time.monotonic() + budget
+    while len(times) < repeats or time.monotonic() < end:
         begin = time.process_time()
         function()
         times.append(time.process_time() - begin)

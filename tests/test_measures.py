@@ -12,8 +12,16 @@ from course_utils.reporting import kept_for_backward, seconds
 def test_seconds_counts_computing_and_not_waiting():
     assert seconds(lambda: time.sleep(0.2), repeats=1) < 0.1
     calls = []
-    assert seconds(lambda: calls.append(sum(range(300_000)))) > 0.001
+    assert seconds(lambda: calls.append(sum(range(300_000))), budget=0) > 0.001
     assert len(calls) == 3
+
+
+def test_seconds_tries_short_calls_until_the_budget_is_spent():
+    calls = []
+    begin = time.monotonic()
+    assert seconds(lambda: calls.append(1), budget=0.1) < 0.05
+    assert len(calls) > 3
+    assert 0.1 <= time.monotonic() - begin < 5
 
 
 def test_kept_for_backward_counts_each_storage_once():

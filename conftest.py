@@ -44,6 +44,16 @@ def pytest_itemcollected(item):
         item.output_timeout = OUTPUT_WAIT_S
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """What widgets displayed, as (widget, html, text)."""
+    from course_utils.widgets import base
+
+    seen = []
+    monkeypatch.setattr(base, "show_live", lambda *parts: seen.append(parts))
+    return seen
+
+
 def _execute_cell_input(self, source, allow_stdin=None):
     """Run a cell as a front end does, so that a trailing semicolon keeps its meaning."""
     return self.kc.execute(source, store_history=True, allow_stdin=allow_stdin, stop_on_error=False)

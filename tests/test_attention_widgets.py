@@ -4,17 +4,8 @@ import math
 
 import pytest
 
-from course_utils.widgets import base
 from course_utils.widgets.mask_painter import PRESETS, TOKENS, draw_mask, mask_painter, preset_mask
 from course_utils.widgets.softmax_temperature import draw_softmax, softmax_temperature
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed, as (widget, html, text)."""
-    seen = []
-    monkeypatch.setattr(base, "show_live", lambda *parts: seen.append(parts))
-    return seen
 
 
 def walk(widget):

@@ -5,17 +5,8 @@ import torch
 
 from course_utils.tokenization import BytePairEncoding
 from course_utils.vectors import WordVectors
-from course_utils.widgets import base
 from course_utils.widgets.merge_stepper import draw_merges, merge_stepper
 from course_utils.widgets.neighbour_explorer import draw_neighbours, neighbour_explorer
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed, as (widget, html, text)."""
-    seen = []
-    monkeypatch.setattr(base, "show_live", lambda *parts: seen.append(parts))
-    return seen
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import torch
 from course_utils.data.tasks.translation import WordVocabulary, words
 from course_utils.plotting import figure
 from course_utils.transformer import Transformer, TransformerConfig
-from course_utils.widgets import base
 from course_utils.widgets.alignment_explorer import (
     alignment_explorer,
     alignment_lines,
@@ -14,14 +13,6 @@ from course_utils.widgets.alignment_explorer import (
     draw_alignment,
 )
 from course_utils.widgets.positions_explorer import KINDS, draw_positions, positions_explorer
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed, as (widget, html, text)."""
-    seen = []
-    monkeypatch.setattr(base, "show_live", lambda *parts: seen.append(parts))
-    return seen
 
 
 def walk(widget):

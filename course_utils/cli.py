@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from course_utils.recipes import Recipe
 
 app = typer.Typer(
     help="Open, check and run the course.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -149,6 +152,160 @@ def test(context: typer.Context) -> None:
     if not _installed("pytest"):
         raise _fail("pytest is not installed here: pip install -e '.[dev]'")
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *context.args], cwd=_root()))
+
+
+def _recipe(name: str) -> "Recipe":
+    from course_utils.recipes import recipes
+
+    if name not in recipes():
+        raise _fail(f"there is no embedded model {name!r}; expected one of {', '.join(recipes())}")
+    return recipes()[name]
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="course-decoder, course-encoder, course-seq2seq..., or tokenizer")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps than the recipe's, for a trial.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the model; by default where it ships.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default CUDA where it is.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+) -> None:
+    """Train an embedded model. Stopped or killed, it goes on from its last checkpoint when called again."""
+    from course_utils.recipes import train as train_model
+    from course_utils.recipes.tokenizer import train_tokenizer
+
+    if name == "tokenizer":
+        typer.echo(train_tokenizer())
+        return
+    try:
+        folder = train_model(
+            _recipe(name),
+            output,
+            steps=steps,
+            seed=seed,
+            device=device,
+            threads=threads,
+            checkpoint_every=checkpoint_every,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(error) from None
+    typer.echo(folder)
+
+
+@app.command()
+def evaluate(
+    names: Annotated[list[str] | None, typer.Argument(help="Embedded models; all when none is named.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small part only, in seconds; no card is written.")] = False,
+) -> None:
+    """Measure embedded models on held-out data and write their cards into supplemental/cards."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course_utils.recipes import evaluate as measure
+    from course_utils.recipes import recipes, write_card
+
+    well = True
+    for recipe in [_recipe(name) for name in names or recipes()]:
+        try:
+            results = measure(recipe, quick=quick)
+        except ValueError as error:
+            raise _fail(error) from None
+        table = Table("what", "value", "95 % interval", "counted on", title=recipe.name)
+        for result in results:
+            bounds = [f">= {result.at_least:g}"] if result.at_least is not None else []
+            bounds += [f"<= {result.at_most:g}"] if result.at_most is not None else []
+            verdict = f"{' '.join(bounds)} {'yes' if result.holds else 'NO'}" if bounds else ""
+            interval = f"{result.low:.3f} to {result.high:.3f}"
+            table.add_row(result.name, f"{result.value:.3f} {result.unit}".strip(), interval, verdict)
+            well = well and (quick or result.holds)
+        Console().print(table)
+        if not quick:
+            typer.echo(write_card(recipe, results, _root() / "supplemental" / "cards"))
+    raise typer.Exit(0 if well else 1)
+
+
+models_app = typer.Typer(help="List the course's models; fetch the hub's for use without a network; pin them.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True)
+def models_list(context: typer.Context) -> None:
+    """List the models: which role they play, how large they are, and which hub models are on this machine."""
+    if context.invoked_subcommand:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from course_utils.models import cached, embedded_models, hub_models, roles
+    from course_utils.models.registry import sizes
+
+    players = {player: role.name for role in roles().values() for player in (role.laptop, role.gpu)}
+    table = Table("model", "family", "role", "profile", "parameters", "MB", "licence", "notebooks", "here")
+    for model in [*embedded_models().values(), *hub_models().values()]:
+        if model.embedded:
+            here = "embedded" if model.parameters else "missing"
+        else:
+            here = "cached" if cached(model.name) else "no"
+        profile = "laptop" if model.embedded else "gpu"
+        used = ", ".join(model.notebooks)
+        role = players.get(model.name, "")
+        table.add_row(model.name, model.family, role, profile, *sizes(model), model.licence, used, here)
+    Console().print(table)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Hub ids, or their last parts; all when none is named.")
+    ] = None,
+    week: Annotated[int | None, typer.Option(help="Only the models that this week uses.")] = None,
+) -> None:
+    """Fetch hub models, so that they load without a network. Run it again after an interruption: it goes on."""
+    from course_utils.models import HubError, fetch, hub_models
+
+    hub = {name: model for name, model in hub_models().items() if week is None or week in model.weeks}
+    if not hub:
+        typer.echo(f"week {week} uses no hub model")
+    short = {name.split("/")[1]: name for name in hub}
+    failed = False
+    for name in [short.get(name, name) for name in names] if names else list(hub):
+        try:
+            snapshot = fetch(name)
+            size = sum(size for size, _ in snapshot.files.values()) / 1e6
+            typer.echo(f"{name}: {size:.1f} MB in {snapshot.folder}")
+        except (HubError, ValueError) as error:
+            failed = True
+            typer.echo(f"course: {error}", err=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+@models_app.command("pin")
+def models_pin() -> None:
+    """Write the newest revisions of the hub models into the lock file, and the README's table again."""
+    from course_utils.models import HubError, pin
+
+    results = pin()
+    for name, result in results.items():
+        if isinstance(result, HubError):
+            typer.echo(f"course: {result}", err=True)
+        else:
+            typer.echo(f"{name}: {result}")
+    models_table()
+    raise typer.Exit(1 if any(isinstance(result, HubError) for result in results.values()) else 0)
+
+
+@models_app.command("table")
+def models_table() -> None:
+    """Write the table of models into the README."""
+    from course_utils.models import write_table
+
+    try:
+        changed = write_table(_root() / "README.md")
+    except ValueError as error:
+        raise _fail(error) from None
+    typer.echo(f"README.md {'changed' if changed else 'has this table already'}")
 
 
 @app.command()

@@ -138,7 +138,7 @@ def _profile(asked: str | None) -> str:
     return profile
 
 
-def _device(asked: str | None, profile: str) -> "torch.device":
+def _device(asked: str | None, profile: str, caller: str = "start") -> "torch.device":
     import torch
 
     if asked is None:
@@ -148,14 +148,16 @@ def _device(asked: str | None, profile: str) -> "torch.device":
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise ValueError(f"start(device={asked!r}): expected 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+        raise ValueError(f"{caller}(device={asked!r}): expected 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"start(device={asked!r}): expected 'cpu', 'cuda', 'cuda:1' or 'mps'")
+        raise ValueError(f"{caller}(device={asked!r}): expected 'cpu', 'cuda', 'cuda:1' or 'mps'")
     missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
-        raise RuntimeError(f"start(device={asked!r}): torch finds no such device here; leave device out to use the CPU")
+        raise RuntimeError(
+            f"{caller}(device={asked!r}): torch finds no such device here; leave device out to use the CPU"
+        )
     return device
 
 

@@ -202,7 +202,7 @@ def evaluate(
     source = _Source(dataset, batch_size, collate, seed=None)
     total, count = 0.0, 0.0
     devices = [device] if device.type == "cuda" else []
-    with _modes(model, training=False), torch.no_grad(), torch.random.fork_rng(devices):
+    with modes(model, training=False), torch.no_grad(), torch.random.fork_rng(devices):
         for number in range(source.per_epoch or 0):
             with _autocast(device, dtype):
                 part, targets = _pair(loss(model, _to(source.batch(number), device)))
@@ -242,7 +242,8 @@ def fit(
         model: any module; parameters that do not require gradients stay as they are.
         dataset: what to learn from: a ``datasets.Dataset``, any map-style data set or list of examples (mappings of
             fields, shuffled anew in each epoch by ``seed``); a dict of tensors whose first dimension counts the
-            examples (it goes round ``collate``); or a function from the number of a batch (0, 1, ...) to a batch.
+            examples (it goes round ``collate``); or a function from the number of a batch (0, 1, ...) to a batch. A
+            function with a method ``follow`` is given the growing list of the steps' losses, for a curriculum.
         steps: number of updates; or
         epochs: number of passes through the data.
         batch_size: examples a batch.
@@ -295,9 +296,11 @@ def fit(
     settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     parts = (model, optimizer, scaler, settings)
     history = _load(path, *parts, home) if path and path.exists() else History()
+    if hasattr(dataset, "follow"):
+        dataset.follow(history.losses)
     begun = time.perf_counter() - history.seconds
     states, updating = None, False
-    with _modes(model, training=True), _bar(steps, history.steps, progress) as bar:
+    with modes(model, training=True), _bar(steps, history.steps, progress) as bar:
         try:
             while history.steps < steps and not history.stopped:
                 step = history.steps + 1
@@ -519,8 +522,13 @@ def _check_settings(
 
 
 @contextlib.contextmanager
-def _modes(model: nn.Module, training: bool) -> Any:
-    """Training or evaluation mode for a while; then each module is put back into its own."""
+def modes(model: nn.Module, training: bool) -> Any:
+    """Training or evaluation mode for a while; then each module is put back into its own.
+
+    Args:
+        model: the model.
+        training: whether the mode is that of training.
+    """
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:

@@ -49,7 +49,8 @@ class TransformerConfig:
         heads: number of attention heads.
         key_value_heads: number of key/value heads, a divisor of ``heads``; by default ``heads``.
         head_size: width of one head; by default ``width / heads``.
-        mlp_width: hidden width of the feed-forward network; by default ``4 * width``.
+        mlp_width: hidden width of the feed-forward network; by default ``4 * width``. With 0 there is none: each block
+            is attention alone (Elhage et al. 2021).
         context_window: largest number of tokens; None where the positions set no limit.
         positions: ``sinusoidal``, ``learned``, ``rotary``, ``alibi``, ``t5`` or ``none``.
         position_offset: unused rows at the beginning of the learned table (RoBERTa, BART: 2).
@@ -141,9 +142,10 @@ class TransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("vocabulary_size", "width", "layers", "heads", "relative_buckets", "relative_max_distance"):
             _whole(name, getattr(self, name), 1)
-        for name in ("decoder_layers", "key_value_heads", "head_size", "mlp_width", "context_window", "rotary_size"):
+        for name in ("decoder_layers", "key_value_heads", "head_size", "context_window", "rotary_size"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
+        _whole("mlp_width", self.size_of_mlp, 0)
         _whole("position_offset", self.position_offset, 0)
         _whole("segments", self.segments, 0)
         for name in ("dropout", "attention_dropout"):
@@ -163,6 +165,11 @@ class TransformerConfig:
             raise ValueError(
                 "parallel=True: attention and feed-forward network share one normalised input, which needs "
                 "norm_place='pre' and leaves no place for cross-attention (kind 'encoder' or 'decoder')"
+            )
+        if self.mlp_width == 0 and (self.parallel or self.gated):
+            raise ValueError(
+                f"{'parallel' if self.parallel else 'gated'}=True with mlp_width=0: there is no feed-forward network; "
+                "set one of the two"
             )
         if not self.head:
             for name in ("head_bias", "head_transform", "scaled_logits"):
@@ -415,7 +422,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, cross-attention where there is an encoder to read, and the feed-forward network.
+    """One layer: attention, cross-attention where there is an encoder to read, and the feed-forward network (if any).
 
     Each is a residual branch: its result is *added* to what came in (Vaswani et al. 2017, section 3.1).
 
@@ -445,8 +452,8 @@ class Block(nn.Module):
         self.attention_norm, self.attention = make_norm(config), attention()
         self.cross_norm = make_norm(config) if cross else None
         self.cross_attention = attention() if cross else None
-        self.feed_forward_norm = None if config.parallel else make_norm(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = make_norm(config) if config.size_of_mlp and not config.parallel else None
+        self.feed_forward = FeedForward(config) if config.size_of_mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -485,7 +492,7 @@ class Block(nn.Module):
                 return_weights=return_weights,
             )
 
-        if self.parallel:
+        if self.parallel and self.feed_forward is not None:
             states = self.attention_norm(hidden)
             attended, weights = attend(states)
             return hidden + self.dropout(attended + self.feed_forward(states)), weights, None
@@ -504,7 +511,8 @@ class Block(nn.Module):
             hidden = hidden + self.dropout(attended)
             hidden = hidden if self.pre else self.cross_norm(hidden)
         norm = self.feed_forward_norm
-        assert norm is not None  # only a parallel block has none
+        if norm is None or self.feed_forward is None:
+            return hidden, weights, cross_weights
         hidden = hidden + self.dropout(self.feed_forward(norm(hidden) if self.pre else hidden))
         return hidden if self.pre else norm(hidden), weights, cross_weights
 
@@ -676,7 +684,8 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             blocks = [] if stack is None else [block for block in stack.layers if isinstance(block, Block)]
             for block in blocks:
-                ends = [block.attention.output, block.feed_forward.down]
+                ends = [block.attention.output]
+                ends += [block.feed_forward.down] if block.feed_forward is not None else []
                 ends += [block.cross_attention.output] if block.cross_attention is not None else []
                 for linear in ends:
                     nn.init.normal_(linear.weight, std=spread / math.sqrt(len(ends) * len(blocks)))

@@ -149,6 +149,7 @@ def test_every_public_thing_has_a_docstring():
 def test_shapes_are_checked_at_run_time():
     """The tests of the lower rows once more, with jaxtyping and beartype holding every call to its signature."""
     names = ["attention", "positions", "tokenization", "vectors", "transformer", "families", "rnn", "generation"]
+    names += ["objectives", "packing", "interpretability"]
     files = [f"tests/test_{name}.py" for name in names]
     options = [
         "--jaxtyping-packages=course_utils,beartype.beartype",

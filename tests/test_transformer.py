@@ -116,6 +116,7 @@ SWITCHES = [
     dict(positions="t5", head_size=5, attention_bias=False, attention_scale=False, norm="rmsnorm", scaled_logits=True),
     dict(positions="rotary", parallel=True, key_value_heads=1, gated=True, norm_bias=False, mlp_bias=False),
     dict(positions="none", norm_place="post", head_bias=True, head_transform=True, tied_embeddings=False),
+    dict(positions="rotary", mlp_width=0),
 ]
 
 
@@ -205,6 +206,26 @@ def test_parts_that_are_switched_off_have_no_weights():
     assert "decoder.layers.0.attention.query.bias" not in only_output
 
 
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("place", ["post", "pre"])
+def test_attention_alone_equals_a_block_whose_feed_forward_network_adds_nothing(place, cross):
+    config = TransformerConfig(**{**BASE, "norm_place": place, "mlp_width": 0})
+    ours = Block(config, causal=False, cross=cross).double().eval()
+    theirs = Block(dataclasses.replace(config, mlp_width=7), causal=False, cross=cross).double().eval()
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    assert not [name for name in ours.state_dict() if "feed_forward" in name]
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    for parameter in theirs.feed_forward.down.parameters():
+        nn.init.zeros_(parameter)
+    hidden, context = torch.randn(3, 7, 24).double(), torch.randn(3, 5, 24).double()
+    states = [block(hidden, context if cross else None, return_weights=True) for block in (ours, theirs)]
+    result = states[0][0] if place == "pre" else theirs.feed_forward_norm(states[0][0])  # of the sum with nothing
+    assert (result - states[1][0]).abs().max() < 1e-12
+    for weights, other in list(zip(*states, strict=True))[1 : 2 + cross]:  # the maps
+        assert torch.equal(weights, other)
+
+
 def test_tied_weights_count_once():
     tied, untied = model(), model(tied_embeddings=False)
     assert untied.parameter_count() - tied.parameter_count() == 31 * 24
@@ -281,6 +302,8 @@ def test_describe_lists_what_differs_from_the_defaults():
         (dict(width=0), "width=0"),
         (dict(layers=2.0), "layers=2.0"),
         (dict(mlp_width=-1), "mlp_width=-1"),
+        (dict(mlp_width=0, gated=True), "gated=True with mlp_width=0: there is no feed-forward network"),
+        (dict(mlp_width=0, parallel=True), "parallel=True with mlp_width=0"),
         (dict(segments=-1), "segments=-1"),
         (dict(width=25), "width=25 is no multiple of heads=4"),
         (dict(key_value_heads=3), "key_value_heads=3 does not divide heads=4"),

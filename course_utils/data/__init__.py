@@ -2,5 +2,6 @@
 
 from course_utils.data.corpus import library_docs
 from course_utils.data.foundation import FoundationModel, foundation_models, short_number
+from course_utils.data.hub import hub
 
-__all__ = ["FoundationModel", "foundation_models", "library_docs", "short_number"]
+__all__ = ["FoundationModel", "foundation_models", "hub", "library_docs", "short_number"]

@@ -1,7 +1,7 @@
-"""Speed against torch and transformers, in one interleaved run: ratios, not seconds, so that a busy machine is fair.
+"""Speed against torch and transformers as ratios, so that a busy machine is fair; and heads that form, over seeds.
 
 Run by ``make bench``. Each pair is timed alternately, and the ratio of each pair kept; the median and the range of the
-ratios are shown. With ``--write`` the table goes to ``supplemental/benchmarks.md``.
+ratios are shown. With ``--write`` the tables go to ``supplemental/benchmarks.md``; parts that were not run stay there.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from course_utils.attention import MultiHeadAttention, fused_attention
+from course_utils.interpretability import watch_heads_form
 from course_utils.transformer import Transformer, TransformerConfig
 
 Row = tuple[str, list[float], str]
@@ -150,6 +151,31 @@ def import_rows(quick: bool) -> list[Row]:
     ]
 
 
+def heads_rows(quick: bool) -> list[Row]:
+    """Train ``watch_heads_form`` over seeds: from which score to which, when, and in which time."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for seed in tqdm(range(2 if quick else 5), desc="heads", leave=False):
+        begun = time.process_time()
+        forming = watch_heads_form(seed, progress=False)
+        seconds = time.process_time() - begun
+        first, last = forming.snapshots[0], forming.snapshots[-1]
+        drop, rise = forming.steepest_drop(), forming.induction_rise()
+        for what, target, value in (
+            ("induction score of the best head, before training", "below 0.05", first.induction.max()),
+            ("induction score of the best head, after it", "above 0.7", last.induction.max()),
+            ("copy accuracy, after it", "above 0.95", last.copy_accuracy),
+            ("previous-token score of the best head of layer 1, after it", "", last.previous_token[0].max()),
+            ("loss on repeated tokens, nats, before training", "", first.repeated_loss),
+            ("loss on repeated tokens, nats, after it", "", last.repeated_loss),
+            ("step of the steepest drop of the training loss", "", drop),
+            ("step at which the induction score crosses half", "", rise),
+            ("the first of these steps / the second", "0.8 to 1.25", drop / rise),
+            ("seconds of CPU, one thread", "below 60", seconds),
+        ):
+            found.setdefault((what, target), []).append(float(value))
+    return [(what, values, target) for (what, target), values in found.items()]
+
+
 def machine() -> str:
     """Describe the machine in general words."""
     model = platform.processor() or platform.machine()
@@ -167,36 +193,59 @@ def machine() -> str:
     )
 
 
+PAIRS = (
+    "Ratios of times, ours over theirs: below 1 is faster. Each pair was timed alternately in one run, float32 on the "
+    "CPU, forward and backward; median and range of the pairs."
+)
+PARTS: dict[str, tuple[str, str, Callable[[bool], list[Row]]]] = {
+    "attention": ("Attention", PAIRS, attention_rows),
+    "training": ("Training", PAIRS, training_rows),
+    "imports": ("Imports", "Each in a fresh process; median and range of the runs.", import_rows),
+    "heads": (
+        "Heads that form",
+        "`watch_heads_form`: two layers of attention alone, from random weights; median and range over the seeds 0 to "
+        "4 (with `--quick` 0 and 1).",
+        heads_rows,
+    ),
+}
+"""Name of a part to its title, what its numbers are, and what measures them."""
+TARGET = ROOT / "supplemental" / "benchmarks.md"
+
+
+def write(measured: dict[str, str]) -> None:
+    """Put the sections, title to text, into the file, and leave the others as they are."""
+    _, *before = TARGET.read_text(encoding="utf-8").split("\n## ") if TARGET.exists() else [""]
+    sections = {title: text.strip() for title, text in (section.split("\n", 1) for section in before)} | measured
+    shown = [f"## {title}\n\n{sections[title]}\n" for title, _, _ in PARTS.values() if title in sections]
+    with tempfile.NamedTemporaryFile("w", dir=TARGET.parent, delete=False, encoding="utf-8") as file:
+        file.write("\n".join(["# Benchmarks\n\nWritten by `make bench`.\n", *shown]))
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, TARGET)
+    print(f"written: {TARGET.relative_to(ROOT)}")
+
+
 def main() -> None:
-    """Run all, print the table, and write it where asked."""
+    """Run all, print the tables, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write supplemental/benchmarks.md")
-    parser.add_argument("--quick", action="store_true", help="fewer pairs")
-    parser.add_argument("--only", choices=["attention", "training", "imports"], help="run one part")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs and seeds")
+    parser.add_argument("--only", choices=list(PARTS), help="run one part")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = {"attention": attention_rows, "training": training_rows, "imports": import_rows}
-    lines = ["| what | median | smallest to largest | target |", "| --- | --- | --- | --- |"]
-    print("\n".join(lines))
-    for name, part in parts.items():
-        if arguments.only in (None, name):
-            for label, values, target in part(arguments.quick):
-                shown = f"{min(values):.3f} to {max(values):.3f}"
-                lines.append(f"| {label} | {statistics.median(values):.3f} | {shown} | {target} |")
-                print(lines[-1], flush=True)
+    measured = {}
+    for name, (title, about, part) in PARTS.items():
+        if arguments.only not in (None, name):
+            continue
+        lines = ["| what | median | smallest to largest | target |", "| --- | --- | --- | --- |"]
+        print("\n".join([f"\n{title}", *lines]))
+        for label, values, target in part(arguments.quick):
+            shown = f"{min(values):.3f} to {max(values):.3f}"
+            lines.append(f"| {label} | {statistics.median(values):.3f} | {shown} | {target} |")
+            print(lines[-1], flush=True)
+        measured[title] = f"{about}\n\nMachine: {machine()}.\n\n" + "\n".join(lines)
     if arguments.write:
-        text = (
-            "# Benchmarks\n\nRatios of times, ours over theirs: below 1 is faster. Each pair was timed alternately in "
-            "one run (`make bench`), float32 on the CPU, forward and backward; median and range of the pairs.\n\n"
-            f"Machine: {machine()}.\n\n" + "\n".join(lines) + "\n"
-        )
-        target = ROOT / "supplemental" / "benchmarks.md"
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, target)
-        print(f"written: {target.relative_to(ROOT)}")
+        write(measured)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,415 @@
+"""The embedded decoder: a small LLaMA that writes documentation and learns from the examples in its prompt.
+
+In-context learning does not come by itself at this size. What brings it about is a curriculum: first a few pairs of
+words that are asked again, then more pairs of more words (the heads of induction form on them, Olsson et al., 2022),
+then episodes of many rules; and documentation all along.
+"""
+
+import bisect
+import lzma
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from course_utils import training
+from course_utils.data import library_docs, tasks
+from course_utils.data.packing import packed_corpus, windows
+from course_utils.data.tasks import episodes
+from course_utils.interpretability import head_scores, repeated_tokens
+from course_utils.recipes.base import Recipe, Result, from_items
+
+WINDOW = 256
+"""Tokens of a row of documentation; every tenth batch has rows twice as long."""
+SHOTS = (0, 1, 2, 4, 8)
+UNSEEN = ("labels", "pairs", "forms", "picks")
+"""Kinds of episode that have a held-out half."""
+
+
+def build() -> Any:
+    """Return the untrained model: LLaMA with 5 layers of 6 heads, width 192, 3.0 million parameters.
+
+    The weights are random, but in a way that trained weights resemble (Trockman and Kolter, 2023): what a head writes
+    begins as what it reads (output map = value map transposed), and from the second layer on a token begins by looking
+    at its like (key map = query map). Recall is then learned in fewer steps.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=4096,
+            hidden_size=192,
+            num_hidden_layers=5,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            intermediate_size=512,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            initializer_range=0.06,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            attention = layer.self_attn
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+            if number:
+                attention.k_proj.weight.copy_(attention.q_proj.weight)
+    return model
+
+
+def encoded(tokenizer: Any, one: episodes.Episode) -> tuple[list[int], list[int]]:
+    """Return the tokens of an episode and which of them are labels (those of the answers), else -100.
+
+    In recall the first showing of a pair is no label: nothing tells it.
+    """
+    ids, labels, shown = [tokenizer.bos_token_id], [training.IGNORED], set()
+    for (key, _), (asked, answer) in zip(one.examples, one.parts(), strict=True):
+        question, reply = _ids(tokenizer, asked), _ids(tokenizer, answer)
+        ids += [*question, *reply]
+        told = one.kind != "recall" or key in shown
+        labels += [training.IGNORED] * len(question) + (list(reply) if told else [training.IGNORED] * len(reply))
+        shown.add(key)
+    return ids, labels
+
+
+class Curriculum:
+    """The training batches: a function of their number, and of the losses of the steps before.
+
+    A level of recall is left when its batches are solved; the last level is the mix. Since the losses decide, and
+    :func:`course_utils.training.fit` keeps them in its checkpoint, a resumed training has the same levels.
+
+    Attributes:
+        begins: number of the batch with which each level reached so far begins.
+    """
+
+    def __init__(self, tokenizer: Any, seed: int) -> None:
+        self.tokenizer, self.seed = tokenizer, seed
+        self.library = packed_corpus(tokenizer, "full", "train", progress=False)
+        self.losses: Sequence[float] = ()
+        self.begins = [0]
+        self._seen, self._recent = 0, deque[float](maxlen=SOLVED_FOR)
+
+    def follow(self, losses: Sequence[float]) -> None:
+        """Take the list of the steps' losses, which grows as the training goes on."""
+        self.losses = losses
+
+    def level(self, number: int) -> int:
+        """Return the level of a batch, from 0."""
+        while self._seen < min(number, len(self.losses)) and len(self.begins) <= len(LEVELS):
+            if self._kind(len(self.begins) - 1, self._generator(self._seen)) == "recall":
+                self._recent.append(self.losses[self._seen])
+            self._seen += 1
+            if len(self._recent) == SOLVED_FOR and sum(self._recent) / SOLVED_FOR < SOLVED:
+                self.begins.append(self._seen)
+                self._recent.clear()
+        return bisect.bisect_right(self.begins, number) - 1
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Return a batch: ``input_ids`` and ``labels``, (rows, tokens)."""
+        generator, level = self._generator(number), self.level(number)
+        kind = self._kind(level, generator)
+        if kind == "library":
+            long = generator.random() < 0.1
+            rows = windows(self.library, 4 if long else 8, 511 if long else WINDOW - 1, f"{self.seed} {number}")
+            ids = torch.cat([torch.full((len(rows), 1), self.tokenizer.bos_token_id), rows], 1)
+            return {"input_ids": ids, "labels": ids}
+        if kind == "segments":
+            return _padded([_segments(self.tokenizer, generator) for _ in range(16)])
+        if kind == "prompts":
+            return _padded([encoded(self.tokenizer, _prompt(generator)) for _ in range(12)])
+        if kind == "mixed":
+            return _padded([encoded(self.tokenizer, _episode(generator)) for _ in range(24)])
+        pairs, pool, style = LEVELS[level]
+        styles = (style,) if style else tuple(episodes.FORMATS)
+        shown = [episodes.recall(generator, pairs, 12, generator.choice(styles), pool) for _ in range(16)]
+        return _padded([encoded(self.tokenizer, one) for one in shown])
+
+    def _generator(self, number: int) -> random.Random:
+        return random.Random(f"decoder {self.seed} {number}")
+
+    def _kind(self, level: int, generator: random.Random) -> str:
+        shares = MIX if level == len(LEVELS) else RECALL if level < 3 else RECALL | {"segments": 0.15}
+        return generator.choices(list(shares), list(shares.values()))[0]
+
+
+LEVELS: tuple[tuple[int, int | None, str | None], ...] = (
+    (2, 40, "plain"),
+    (3, 80, "plain"),
+    (4, 240, "plain"),
+    (6, None, "plain"),
+    (4, None, None),
+)
+"""The levels of recall: number of pairs, from how many words they are drawn (None: all), and format (None: any)."""
+RECALL = {"recall": 0.85, "library": 0.15}
+MIX = {"mixed": 0.55, "library": 0.3, "prompts": 0.1, "segments": 0.05}
+"""Shares of the kinds of batches at the levels of recall, and after them."""
+SOLVED, SOLVED_FOR = 0.1, 20
+"""A level is solved when the mean loss of so many of its batches is below this."""
+
+
+def _episode(generator: random.Random) -> episodes.Episode:
+    kind = generator.choices(episodes.KINDS, (0.22, 0.22, 0.22, 0.18, 0.16))[0]
+    return episodes.episode(kind, generator, 10 if kind in ("forms", "picks") else 14)
+
+
+def _prompt(generator: random.Random) -> episodes.Episode:
+    """Examples of a training task of :mod:`course_utils.data.tasks`, after its prefix."""
+    name = generator.choice([name for name in _task_pool() if name != "summary"])
+    task, pairs = tasks.TASKS[name], _task_pool()[name]
+    count = generator.randint(1, 6)
+    shown = [pairs[generator.randrange(len(pairs))] for _ in range(count)]
+    prefix = task.prefix if generator.random() < 0.6 else ""
+    style = generator.choice(("input", "question"))
+    return episodes.Episode("task", name, tuple((prefix + text, answer) for text, answer in shown), (), style)
+
+
+@cache
+def _task_pool() -> dict[str, list[tuple[str, str]]]:
+    return {name: tasks.TASKS[name].generate("train", 3000, seed=0) for name in tasks.names(held_out=False)}
+
+
+def _segments(tokenizer: Any, generator: random.Random, tokens: int = 64) -> tuple[list[int], list[int]]:
+    """A segment of random tokens that repeats until the row is full; only what stood before is a label."""
+    everything = range(len(tokenizer.all_special_ids) + 256, len(tokenizer))
+    size = generator.randint(4, 24)
+    segment = generator.sample(everything, size)
+    ids = [tokenizer.bos_token_id, *(segment * tokens)[: tokens - 1]]
+    return ids, [training.IGNORED] * (size + 1) + ids[size + 1 :]
+
+
+def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    size = min(512, max(len(ids) for ids, _ in rows))
+    made = {"input_ids": torch.zeros(len(rows), size, dtype=torch.long), "labels": torch.full((len(rows), size), -100)}
+    for place, (ids, labels) in enumerate(rows):
+        made["input_ids"][place, : len(ids)] = torch.tensor(ids[:size])
+        made["labels"][place, : len(labels)] = torch.tensor(labels[:size])
+    return made
+
+
+@cache
+def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return _plain(tokenizer, text)
+
+
+def answers_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the labels; the logits are computed where there is one only.
+
+    Args:
+        model: a ``LlamaForCausalLM``.
+        batch: ``input_ids`` and ``labels``, (rows, tokens); the label of a token is predicted by the one before.
+
+    Returns:
+        Sum of the losses in nats, and the number of labels.
+    """
+    states = model.model(input_ids=batch["input_ids"]).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    chosen = labels != training.IGNORED
+    loss = F.cross_entropy(model.lm_head(states[chosen]), labels[chosen], reduction="sum")
+    return loss, chosen.sum()
+
+
+def evaluate(model: Any, tokenizer: Any, quick: bool = False, seeds: Sequence[int] = (0, 1, 2)) -> list[Result]:
+    """Measure the decoder: compression of held-out text, its heads, and learning from examples of unseen tasks.
+
+    Args:
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer.
+        quick: few items.
+        seeds: seeds of the prompts.
+    """
+    count = 20 if quick else 200
+    results = [*compression(model, tokenizer, quick, seeds), *heads(model, tokenizer)]
+    for kind in UNSEEN:
+        bounds = {"labels": 0.85}.get(kind, 0.75)
+        for shots in SHOTS:
+            scores = [shot_scores(model, tokenizer, kind, shots, count, seed) for seed in seeds]
+            least = bounds if shots == SHOTS[-1] and not quick else None
+            results.append(from_items(f"unseen {NAMES[kind]}, {shots} examples", scores, at_least=least))
+        scores = [shot_scores(model, tokenizer, kind, SHOTS[-1], count, seed, control=True) for seed in seeds]
+        results.append(from_items(f"unseen {NAMES[kind]}, {SHOTS[-1]} examples of another task (control)", scores))
+    for shots in (0, 4):
+        scores = [task_scores(model, tokenizer, shots, count, seed) for seed in seeds]
+        results.append(from_items(f"training tasks after their prefix, held-out items, {shots} examples", scores))
+    return results
+
+
+NAMES = {
+    "labels": "label words",
+    "pairs": "pairs of categories",
+    "forms": "functions in an output format",
+    "picks": "categories to pick",
+}
+
+
+def compression(model: Any, tokenizer: Any, quick: bool, seeds: Sequence[int]) -> list[Result]:
+    """Bits per byte of held-out documentation, by the model and by ``xz -9``.
+
+    The model reads windows of its context length that overlap by half, and is charged for each token once, given at
+    least half a window before it (but for a text's beginning). xz gets the whole held-out text at once, which helps it.
+
+    Args:
+        model: the decoder.
+        tokenizer: its tokenizer.
+        quick: less text.
+        seeds: seeds of the places where the text is sampled.
+    """
+    whole = "\n".join(library_docs("full", "validation", progress=False)["text"]).encode()
+    sample = whole[: len(whole) // 10] if quick else whole
+    packed = 8 * len(lzma.compress(sample, preset=9)) / len(sample)
+    row = packed_corpus(tokenizer, "full", "validation", progress=False)
+    length, count = 512, 2 if quick else 24
+    scores = []
+    for seed in seeds:
+        ids = windows(row, count, length - 1, f"compression {seed}")
+        ids = torch.cat([torch.full((count, 1), tokenizer.bos_token_id), ids], 1)
+        bits = []
+        for part in ids.split(4):
+            losses = _log_likelihoods(model, part)[:, length // 2 - 1 :] / -math.log(2)
+            texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in part[:, length // 2 :].tolist()]
+            bits += [float(loss.sum()) / len(text.encode()) for loss, text in zip(losses, texts, strict=True)]
+        scores.append(bits)
+    mine = from_items("held-out documentation", scores, unit="bits per byte", at_most=packed)
+    return [mine, Result("the same by xz -9", packed, packed, packed, unit="bits per byte")]
+
+
+def heads(model: Any, tokenizer: Any) -> list[Result]:
+    """The best previous-token and the best induction head on random tokens that repeat (Olsson et al., 2022)."""
+    special = range(len(tokenizer.all_special_ids) + 256)
+    tokens = repeated_tokens(len(tokenizer), 40, exclude=special, seed=0)
+    scores = head_scores(model, tokens)
+    found = []
+    for name, least in (("previous_token", 0.7), ("induction", 0.5)):
+        best = float(scores[name].max())
+        layer, head = divmod(int(scores[name].argmax()), scores[name].shape[1])
+        label = f"best {name.replace('_', '-')} head (layer {layer + 1}, head {head + 1})"
+        found.append(Result(label, best, best, best, at_least=least))
+    return found
+
+
+def shot_scores(
+    model: Any, tokenizer: Any, kind: str, shots: int, items: int, seed: int, control: bool = False
+) -> list[float]:
+    """Score held-out episodes: 1 for each right answer.
+
+    Where the answers are few (``labels``, ``pairs``), the model ranks them by likelihood; else each token of the
+    answer, and the end of the line, has to be the likeliest one.
+
+    Args:
+        model: the decoder.
+        tokenizer: its tokenizer.
+        kind: one of :data:`UNSEEN`.
+        shots: examples before the question.
+        items: number of episodes.
+        seed: their seed.
+        control: take the examples from another episode of the same kind, with another rule.
+    """
+    generator = random.Random(f"evaluation {kind} {seed}")
+    drawn = []
+    for _ in range(items):
+        one = episodes.episode(kind, generator, SHOTS[-1] + 1, "held_out")
+        other = episodes.episode(kind, generator, SHOTS[-1] + 1, "held_out", one.style)
+        while other.rule == one.rule:
+            other = episodes.episode(kind, generator, SHOTS[-1] + 1, "held_out", one.style)
+        examples = (*(other if control else one).examples[:shots], one.examples[-1])
+        drawn.append(episodes.Episode(kind, one.rule, examples, one.candidates, one.style))
+    return _right(model, tokenizer, drawn)
+
+
+def task_scores(model: Any, tokenizer: Any, shots: int, items: int, seed: int) -> list[float]:
+    """Score prompts of the training tasks with held-out questions (examples from the training split)."""
+    generator = random.Random(f"evaluation tasks {seed}")
+    names = [name for name in tasks.names(held_out=False) if name != "summary"]
+    drawn = []
+    for _ in range(items):
+        name = generator.choice(names)
+        task = tasks.TASKS[name]
+        examples = task.generate("train", shots, generator.randrange(10**6)) if shots else []
+        question = task.generate("held_out", 1, generator.randrange(10**6))
+        shown = tuple((task.prefix + text, target) for text, target in examples + question)
+        drawn.append(episodes.Episode("task", name, shown, (), "input"))
+    return _right(model, tokenizer, drawn)
+
+
+def _right(model: Any, tokenizer: Any, drawn: Sequence[episodes.Episode]) -> list[float]:
+    """1 for each episode whose question is answered rightly, else 0."""
+    rows, owners = [], []
+    for place, one in enumerate(drawn):
+        start = [tokenizer.bos_token_id, *_ids(tokenizer, one.prompt())]
+        end = one.parts()[-1][1].replace(one.answer, "{}", 1)
+        for choice in one.candidates or (one.answer,):
+            rows.append((start, _ids(tokenizer, end.replace("{}", choice))))
+            owners.append((place, choice))
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]) + len(rows[row][1]))
+    sums, greedy = [0.0] * len(rows), [False] * len(rows)
+    for begin in range(0, len(order), 64):
+        chosen = order[begin : begin + 64]
+        size = max(len(rows[row][0]) + len(rows[row][1]) for row in chosen)
+        ids = torch.zeros(len(chosen), size, dtype=torch.long)
+        for place, row in enumerate(chosen):
+            ids[place, : len(rows[row][0]) + len(rows[row][1])] = torch.tensor([*rows[row][0], *rows[row][1]])
+        with torch.no_grad():
+            states = model.model(input_ids=ids).last_hidden_state
+            for place, row in enumerate(chosen):
+                start, reply = rows[row]
+                at = len(start) - 1
+                logits = model.lm_head(states[place, at : at + len(reply)])
+                target = torch.tensor(reply)
+                sums[row] = float(logits.log_softmax(-1).gather(1, target[:, None]).sum())
+                greedy[row] = bool((logits.argmax(-1) == target).all())
+    best: dict[int, int] = {}
+    for row, (place, _) in enumerate(owners):
+        if place not in best or sums[row] > sums[best[place]]:
+            best[place] = row
+    return [
+        float(owners[best[place]][1] == one.answer if one.candidates else greedy[best[place]])
+        for place, one in enumerate(drawn)
+    ]
+
+
+def _log_likelihoods(model: Any, ids: Tensor) -> Tensor:
+    """Log-probability of each token but the first given those before it, (rows, tokens - 1)."""
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[:, :-1].float()
+    return logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+
+
+DECODER = Recipe(
+    name="course-decoder",
+    role="decoder",
+    family="LLaMA",
+    about=(
+        "A causal language model in the shape of LLaMA (Touvron et al., 2023): 5 layers of 6 heads, width 192, rotary "
+        "positions, SwiGLU, 512 tokens of context. It writes documentation, and learns a task from the examples in "
+        "its prompt."
+    ),
+    data=(
+        "Documentation of the installed libraries and of Python; generated episodes whose rule only their examples "
+        "give; examples of the training tasks of course_utils.data.tasks; segments of tokens that repeat."
+    ),
+    limits=(
+        "It knows the 520 words of course_utils.data.tasks.words and what documentation sounds like; it knows no "
+        "facts, follows no instruction in free words, and its longer texts wander. It was trained on prompts of up to "
+        "14 examples in six formats."
+    ),
+    build=build,
+    batches=Curriculum,
+    loss=answers_loss,
+    evaluate=evaluate,
+    post_processor="decoder",
+    steps=5000,
+    learning_rate=1.5e-3,
+    warmup=100,
+)

@@ -1,0 +1,545 @@
+"""The embedded encoder-decoders: a small T5, first by span corruption, then a copy of it that follows instructions.
+
+The base learns to copy before all else. First it reads rows of random tokens and writes them down again; then parts of
+texts are hidden whose words stand elsewhere in the same text, among them the names in dialogues. It never sees a
+summary.
+"""
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from course_utils import training
+from course_utils.data import tasks
+from course_utils.data.packing import generator, packed_corpus, windows
+from course_utils.data.tasks import dialogues
+from course_utils.environment import seed_everything
+from course_utils.objectives import SpanCorruption, corrupt, shift_right
+from course_utils.recipes.base import Recipe, Result, from_items
+from course_utils.training import IGNORED
+
+Batch = dict[str, Tensor]
+Pairs = list[tuple[str, str]]
+
+COPY_STEPS = 400
+"""Batches of random tokens, before all others."""
+CYCLE = ("dialogue", "repeat", "dialogue", "library", "dialogue", "recall", "dialogue", "tasks")
+"""The kinds of the later batches, in turn."""
+REPEAT_LENGTH, LIBRARY_LENGTH = 40, 96
+ROWS = 16
+LENGTHS, ORDER = (16, 40, 64), (0, 1, 0, 2, 1, 3)
+"""Tokens a prompt at which the groups of tasks part in the instruction tuning, and the groups' order in the batches."""
+TOKENS = 1800
+"""Input tokens of a batch there, about: many rows of short tasks, few of long ones."""
+
+FINE_TUNING = {"steps": 400, "rows": 16, "learning_rate": 1e-3}
+"""Two minutes of work on two cores; the same for the trained and the untrained model."""
+ITEMS, QUICK_ITEMS = 200, 16
+
+
+def build() -> Any:
+    """Return the untrained model: T5 1.1 with 3 + 3 layers of 6 heads, width 192, 3.1 million parameters.
+
+    Some heads of the self-attention begin with a bias towards one neighbour of a token. Copying needs a head that looks
+    at the token before (Olsson et al., 2022); with T5's own random biases not even the copying of random tokens was
+    learned in the same hundreds of steps.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    model: Any = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=4096,
+            d_model=192,
+            d_kv=32,
+            d_ff=288,
+            num_layers=3,
+            num_decoder_layers=3,
+            num_heads=6,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            decoder_start_token_id=0,  # type: ignore[call-arg]
+            pad_token_id=0,
+            eos_token_id=2,
+        )
+    )
+    # T5's buckets: k stands for "k tokens before", in the encoder 16 + k for "k tokens after".
+    with torch.no_grad():
+        for stack, buckets in ((model.encoder, (1, 17, 2, 18)), (model.decoder, (1, 2, 0))):
+            bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.zero_()  # (buckets, heads)
+            bias[list(buckets), range(len(buckets))] = 5.0
+    return model
+
+
+def base_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
+    """Return the batches of the span corruption as a function of their number; see :func:`batch_kinds` for the kinds.
+
+    Args:
+        tokenizer: the tokenizer with the sentinels.
+        seed: seed of all draws.
+    """
+    library = packed_corpus(tokenizer, "full", "train")
+    kinds = batch_kinds(tokenizer, library, "train")
+
+    def batch(number: int) -> Batch:
+        kind = "copy" if number < COPY_STEPS else CYCLE[number % len(CYCLE)]
+        return kinds[kind](f"seq2seq {seed} {number}")
+
+    return batch
+
+
+def batch_kinds(tokenizer: Any, library: Tensor, split: str, rows: int = ROWS) -> dict[str, Callable[[str], Batch]]:
+    """Return functions that draw a batch of each kind from a seed.
+
+    ``copy``: rows of 6 to 17 random tokens, to be written down again. ``library``: documentation by T5's span
+    corruption. ``tasks``: the same with inputs of tasks. ``repeat``: documentation with a segment that occurs twice,
+    once with most of it hidden. ``recall``: pairs of a name and a thing or a town, then the names once more, each with
+    a gap in place of what belongs to it. ``dialogue``: dialogues without some of the names, places and things that
+    stand elsewhere in the same dialogue, and without some other spans.
+
+    Args:
+        tokenizer: the tokenizer with the sentinels.
+        library: token ids of the documentation.
+        split: split of the dialogues and the inputs of tasks.
+        rows: examples a batch.
+    """
+    objective = SpanCorruption.of(tokenizer)
+    first = max(objective.sentinels) + 1  # of the tokens that are not special
+    sources = {task.source: task for task in tasks.TASKS.values() if not task.held_out and task.source != "dialogues"}
+
+    def copy(seed: str) -> Batch:
+        draw = generator(seed)
+        lengths = torch.randint(6, 18, (2 * rows,), generator=draw).tolist()
+        texts = [torch.randint(first, len(tokenizer), (length,), generator=draw) for length in lengths]
+        return _hidden([(row, None) for row in texts], objective)
+
+    def documentation(seed: str) -> Batch:
+        return objective(windows(library, rows, LIBRARY_LENGTH, seed), generator(seed))
+
+    def inputs(seed: str) -> Batch:
+        chance = random.Random(seed)
+        texts = []
+        for _ in range(rows):
+            task = sources[chance.choice(sorted(sources))]
+            texts += [" ".join(text for text, _ in task.generate(split, 40, chance.getrandbits(32)))]
+        cut = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=LIBRARY_LENGTH)
+        return objective(cut["input_ids"], generator(seed))
+
+    def repeat(seed: str) -> Batch:
+        chance = random.Random(seed)
+        return _hidden([_repeated(row, chance) for row in windows(library, rows, REPEAT_LENGTH, seed)], objective)
+
+    def recall(seed: str) -> Batch:
+        chance = random.Random(seed)
+        return _hidden([_pairs(tokenizer, split, chance) for _ in range(rows)], objective)
+
+    def dialogue(seed: str) -> Batch:
+        chance = random.Random(seed)
+        texts = [text for text, _ in dialogues.generate(split, rows, chance.getrandbits(32))]
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        return _hidden(
+            [
+                (torch.tensor(ids), _recurring(text, places, chance))
+                for text, ids, places in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            ],
+            objective,
+        )
+
+    return {
+        "copy": copy,
+        "library": documentation,
+        "tasks": inputs,
+        "repeat": repeat,
+        "recall": recall,
+        "dialogue": dialogue,
+    }
+
+
+def instruct_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
+    """Return the batches of the instruction tuning: the training tasks in turn by length, each with its prefix.
+
+    Args:
+        tokenizer: the tokenizer.
+        seed: seed of all draws.
+    """
+    groups = task_groups(tokenizer)
+
+    def batch(number: int) -> Batch:
+        chance = random.Random(f"instruct {seed} {number}")
+        names, rows = groups[ORDER[number % len(ORDER)] % len(groups)]
+        drawn = [tasks.TASKS[chance.choice(names)] for _ in range(rows)]
+        pairs = [
+            (task.prefix + text, target)
+            for task in drawn
+            for text, target in task.generate("train", 1, chance.getrandbits(32))
+        ]
+        return encode(tokenizer, pairs)
+
+    return batch
+
+
+def task_groups(tokenizer: Any) -> list[tuple[list[str], int]]:
+    """Return the training tasks in groups of similar length, each with the number of prompts a batch.
+
+    Args:
+        tokenizer: the tokenizer.
+    """
+    lengths = {}
+    for name in tasks.names(held_out=False):
+        task = tasks.TASKS[name]
+        prompts = [task.prefix + text for text, _ in task.generate("train", 50, seed=0)]
+        lengths[name] = sum(map(len, tokenizer(prompts)["input_ids"])) / len(prompts)
+    parts = [
+        [name for name in lengths if shorter <= lengths[name] < longer]
+        for shorter, longer in itertools.pairwise((0, *LENGTHS, math.inf))
+    ]
+    return [(part, round(TOKENS / max(lengths[name] for name in part))) for part in parts if part]
+
+
+def encode(tokenizer: Any, pairs: Pairs) -> Batch:
+    """Return a batch of (prompt, target) pairs: ``input_ids``, ``attention_mask``, ``labels``, ``decoder_input_ids``.
+
+    Args:
+        tokenizer: the tokenizer, which ends a text with ``<eos>``.
+        pairs: prompts and targets.
+    """
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    targets = tokenizer([f" {target}" for _, target in pairs])["input_ids"]  # a word has one token, here as in prompts
+    return _batch([torch.tensor(row) for row in prompts], [torch.tensor(row) for row in targets])
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the targets; the head runs on real targets alone.
+
+    Args:
+        model: a ``T5ForConditionalGeneration``.
+        batch: ``input_ids`` and ``attention_mask`` (rows, tokens); ``labels`` and ``decoder_input_ids`` (rows,
+            targets).
+
+    Returns:
+        Sum of the losses in nats, and the number of targets.
+    """
+    logits, wanted = _logits(model, batch)
+    return nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"), torch.tensor(len(wanted))
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str], longest: int = 48, rows: int = 100) -> list[str]:
+    """Return what the model answers to each prompt, by greedy decoding.
+
+    Args:
+        model: a ``T5ForConditionalGeneration``.
+        tokenizer: its tokenizer.
+        prompts: the prompts.
+        longest: tokens an answer at most.
+        rows: prompts at a time.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    found = [""] * len(prompts)
+    for start in range(0, len(order), rows):
+        places = order[start : start + rows]
+        batch = tokenizer([prompts[place] for place in places], padding=True, return_tensors="pt").to(model.device)
+        written = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=longest,
+            do_sample=False, num_beams=1,
+        )  # fmt: skip
+        for place, text in zip(places, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
+            found[place] = text.strip()
+    return found
+
+
+def rouge_l(prediction: str, target: str) -> float:
+    """Return ROUGE-L, the F1 score of the longest common subsequence of words (Lin, 2004, section 3).
+
+    Words are runs of letters and digits in lower case, as in Google's implementation.
+
+    Args:
+        prediction: a text from a model.
+        target: the right text.
+    """
+    found, right = (re.findall("[a-z0-9]+", text.lower()) for text in (prediction, target))
+    row = [0] * (len(right) + 1)
+    for word in found:
+        before = 0
+        for place, other in enumerate(right, start=1):
+            before, row[place] = row[place], before + 1 if word == other else max(row[place], row[place - 1])
+    return 2 * row[-1] / (len(found) + len(right)) if row[-1] else 0.0
+
+
+def _logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    mask = batch["attention_mask"].long()
+    read = model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+    hidden = model.decoder(
+        input_ids=batch["decoder_input_ids"], encoder_hidden_states=read, encoder_attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    counts = batch["labels"] != IGNORED
+    # T5 with tied embeddings scales what the head reads (Raffel et al. 2020, as released).
+    return model.lm_head(hidden[counts] * model.config.d_model**-0.5), batch["labels"][counts]
+
+
+def _batch(inputs: list[Tensor], targets: list[Tensor]) -> Batch:
+    batch = training.collate([{"input_ids": row} for row in inputs])
+    batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"], dtype=torch.bool))
+    labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
+    return {**batch, "labels": labels, "decoder_input_ids": shift_right(labels)}
+
+
+def _hidden(rows: list[tuple[Tensor, Tensor | None]], objective: SpanCorruption) -> Batch:
+    """Texts and what is hidden of each, as a batch; None hides nothing, and the whole text is to be written."""
+    end = torch.tensor([objective.eos])
+    parts = [(ids, ids) if noise is None else corrupt(ids, noise, objective.sentinels) for ids, noise in rows]
+    return _batch([torch.cat([shown, end]) for shown, _ in parts], [torch.cat([gone, end]) for _, gone in parts])
+
+
+def _repeated(row: Tensor, chance: random.Random) -> tuple[Tensor, Tensor]:
+    """A text with a segment that occurs twice; one of them is hidden but for its beginning, once with a gap."""
+    size = chance.randint(6, 24)
+    first = chance.randrange(len(row) - size)
+    second = chance.randint(first + size, len(row))
+    text = torch.cat([row[:second], row[first : first + size], row[second:]])
+    place = chance.choice((first, second, second))
+    kept = chance.randint(1, 3)
+    noise = torch.zeros(len(text), dtype=torch.bool)
+    noise[place + kept : place + size] = True
+    if chance.random() < 0.5:
+        noise[place + kept + (size - kept) // 2] = False
+    return text, noise
+
+
+def _pairs(tokenizer: Any, split: str, chance: random.Random) -> tuple[Tensor, Tensor]:
+    """Three to six pairs, then their first members in another order, with what belongs to them hidden."""
+    names = chance.sample(dialogues.GIVEN[split], chance.randint(3, 6))
+    values = chance.sample([*dialogues.THINGS[split], *dialogues.TOWNS[split]], len(names))
+    told = list(zip(names, values, strict=True))
+    asked = chance.sample(told, len(told))
+    words = [f" {word}" for pair in told for word in pair] + ["."] + [f" {word}" for pair in asked for word in pair]
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    hidden = [place > 2 * len(told) and (place - 2 * len(told)) % 2 == 0 for place in range(len(words))]
+    noise = [value for value, part in zip(hidden, ids, strict=True) for _ in part]
+    return torch.tensor([token for part in ids for token in part]), torch.tensor(noise)
+
+
+def _recurring(text: str, places: Sequence[tuple[int, int]], chance: random.Random) -> Tensor:
+    """Which tokens of a dialogue are hidden: entities that stand elsewhere too, and other spans of one to three."""
+    noise = torch.zeros(len(places), dtype=torch.bool)
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for start, end in dialogues.mentions(text):
+        spans.setdefault(text[start:end], []).append((start, end))
+    for same in spans.values():
+        kept = chance.randrange(len(same))
+        for number, (start, end) in enumerate(same):
+            if number != kept and chance.random() < 0.8:
+                noise |= torch.tensor([begin < end and start < stop for begin, stop in places])
+    for place in range(len(places)):
+        if chance.random() < 0.02:
+            noise[place : place + chance.randint(1, 3)] = True
+    noise[0] = False
+    noise[-1] |= not noise.any()
+    return noise
+
+
+def base_evaluate(model: Any, tokenizer: Any, quick: bool = False, seeds: Sequence[int] = (0, 1, 2)) -> list[Result]:
+    """Measure the base: what it copies, and held-out summaries as it comes, fine-tuned, and learned from scratch.
+
+    Both fine-tunings are the same work on the same examples (``FINE_TUNING``), one from the base's weights, one from
+    random ones.
+
+    Args:
+        model: the base.
+        tokenizer: its tokenizer.
+        quick: only a few items, and no fine-tuning.
+        seeds: seeds of the items, of the fine-tuning's examples and of the random weights.
+    """
+    library = packed_corpus(tokenizer, "full", "validation")
+    kinds = batch_kinds(tokenizer, library, "held_out", QUICK_ITEMS if quick else ITEMS)
+    special = tokenizer.all_special_ids
+    results = [
+        from_items(name, [_hits(model, kinds[kind](f"evaluate {seed}"), special) for seed in seeds], at_least=bound)
+        for name, kind, bound in (
+            ("hidden tokens of unseen dialogues", "dialogue", 0.5),
+            ("hidden segments of documentation that stand elsewhere", "repeat", 0.5),
+            ("hidden tokens of documentation", "library", None),
+        )
+    ]
+    arms: dict[str, list[tuple[list[float], list[float], list[float]]]] = {"as it comes": []}
+    for seed in seeds:
+        arms["as it comes"].append(_summaries(model, tokenizer, seed, QUICK_ITEMS if quick else ITEMS))
+        if not quick:
+            for name, start in (("fine-tuned", model), ("from scratch", None)):
+                tuned = fine_tune(start, tokenizer, seed)
+                arms.setdefault(name, []).append(_summaries(tuned, tokenizer, seed, ITEMS))
+    measures = ("exact match", "entity accuracy", "ROUGE-L")
+    for name, scores in arms.items():
+        for place, measure in enumerate(measures):
+            bound = 0.05 if name == "as it comes" and measure == "exact match" else None
+            results.append(
+                from_items(f"{measure}, held-out summaries, {name}", [one[place] for one in scores], at_most=bound)
+            )
+    if not quick:
+        for place, measure in enumerate(measures):
+            gains = [
+                [after - before for after, before in zip(tuned[place], raw[place], strict=True)]
+                for tuned, raw in zip(arms["fine-tuned"], arms["from scratch"], strict=True)
+            ]
+            bound = None if measure == "ROUGE-L" else 0.1
+            results.append(from_items(f"{measure}, fine-tuned minus from scratch", gains, at_least=bound))
+    return results
+
+
+def fine_tune(model: Any | None, tokenizer: Any, seed: int, steps: int | None = None) -> Any:
+    """Return a copy of a model, trained on dialogues and their summaries.
+
+    Args:
+        model: a ``T5ForConditionalGeneration``, which stays as it is; None for random weights.
+        tokenizer: its tokenizer.
+        seed: seed of the examples and of the random weights.
+        steps: number of updates; by default that of ``FINE_TUNING``.
+    """
+    seed_everything(seed)
+    tuned = build()
+    if model is not None:
+        tuned.load_state_dict(model.state_dict())
+    task = tasks.TASKS["summary"]
+
+    def batch(number: int) -> Batch:
+        pairs = task.generate("train", int(FINE_TUNING["rows"]), seed=1_000_000 * (seed + 1) + number)
+        return encode(tokenizer, [(task.prefix + text, target) for text, target in pairs])
+
+    training.fit(
+        tuned,
+        batch,
+        steps=steps or int(FINE_TUNING["steps"]),
+        learning_rate=FINE_TUNING["learning_rate"],
+        warmup=20 if (steps or FINE_TUNING["steps"]) > 20 else 0,
+        betas=(0.9, 0.98),
+        loss=loss,
+        progress=False,
+    )
+    return tuned.eval()
+
+
+def instruct_evaluate(
+    model: Any, tokenizer: Any, quick: bool = False, seeds: Sequence[int] = (0, 1, 2)
+) -> list[Result]:
+    """Measure the instruction-tuned model on held-out items: each task, and whether the prefix decides.
+
+    Args:
+        model: the instruction-tuned model.
+        tokenizer: its tokenizer.
+        quick: only a few items of the training tasks.
+        seeds: seeds of the items.
+    """
+    results: list[Result] = []
+    closed: dict[int, list[float]] = {seed: [] for seed in seeds}
+    other: dict[int, list[float]] = {seed: [] for seed in seeds}
+    for name in tasks.names(held_out=False if quick else None):
+        task = tasks.TASKS[name]
+        same = [one for one in tasks.TASKS.values() if one.source == task.source and not one.held_out]
+        scores = []
+        for seed in seeds:
+            items = 4 if quick else ITEMS // 2
+            pairs = task.generate("held_out", items, seed)
+            found = answers(model, tokenizer, [task.prefix + text for text, _ in pairs])
+            scores.append([float(answer == target) for answer, (_, target) in zip(found, pairs, strict=True)])
+            if task.held_out:
+                continue
+            if task.closed:
+                closed[seed] += scores[-1]
+            for rival in same:
+                for answer, (_, target), (_, instead) in zip(
+                    found, pairs, rival.generate("held_out", items, seed), strict=True
+                ):
+                    if target != instead:
+                        other[seed].append(float(answer == instead))
+        if quick:
+            continue
+        kind = "task never trained on" if task.held_out else "held-out items"
+        bound = 0.8 if task.closed and not task.held_out else None
+        results.append(from_items(f"exact match, {kind}: {name}", scores, at_least=bound))
+    mean = from_items("exact match, held-out items of all closed training tasks", list(closed.values()), at_least=0.8)
+    instead = from_items("the answer to another prefix of the same input", list(other.values()), at_most=0.1)
+    return [mean, instead, *results]
+
+
+def _summaries(model: Any, tokenizer: Any, seed: int, items: int) -> tuple[list[float], list[float], list[float]]:
+    """Exact match, entity accuracy and ROUGE-L of each of these held-out dialogues."""
+    task = tasks.TASKS["summary"]
+    pairs = task.generate("held_out", items, seed)
+    found = answers(model, tokenizer, [task.prefix + text for text, _ in pairs])
+    both = [(answer, target) for answer, (_, target) in zip(found, pairs, strict=True)]
+    return (
+        [float(answer == target) for answer, target in both],
+        [dialogues.entity_accuracy(answer, target) for answer, target in both],
+        [rouge_l(answer, target) for answer, target in both],
+    )
+
+
+@torch.no_grad()
+def _hits(model: Any, batch: Batch, special: Sequence[int]) -> list[float]:
+    """Share of the hidden tokens of each row that the model predicts right, given the ones before."""
+    model.eval()
+    logits, wanted = _logits(model, {name: value.to(model.device) for name, value in batch.items()})
+    right = torch.zeros(batch["labels"].shape)
+    right[batch["labels"] != IGNORED] = (logits.argmax(-1) == wanted).float().cpu()
+    asked = ~torch.isin(batch["labels"], torch.tensor([IGNORED, *special]))
+    return ((right * asked).sum(1) / asked.sum(1)).tolist()
+
+
+BASE = Recipe(
+    name="course-seq2seq",
+    role="seq2seq",
+    family="T5",
+    about=(
+        "An encoder-decoder in the shape of T5 1.1 (Raffel et al., 2020): 3 + 3 layers, width 192, 3.1 million "
+        "parameters. It fills in what was cut out of a text, and copies. It is a base, to be fine-tuned."
+    ),
+    data=(
+        "First rows of random tokens to be written down again; then documentation of the installed libraries, "
+        "dialogues and inputs of the training tasks with spans, repeated segments and recurring names cut out. No "
+        "summary and no answer of any task."
+    ),
+    limits=(
+        "Without fine-tuning it follows no instruction. It knows the style of documentation and of the course's "
+        "generated texts, and hardly any facts."
+    ),
+    build=build,
+    batches=base_batches,
+    loss=loss,
+    evaluate=base_evaluate,
+    post_processor="seq2seq",
+    steps=2400,
+    learning_rate=2e-3,
+    warmup=100,
+    weight_decay=0.01,
+)
+INSTRUCT = Recipe(
+    name="course-instruct",
+    role="instruct",
+    family="T5 (FLAN)",
+    about=(
+        "course-seq2seq, fine-tuned on many tasks at once, each named by a prefix, as T5 and FLAN were (Raffel et al., "
+        "2020; Wei et al., 2022). The prefix decides what it does with an input."
+    ),
+    data="The training items of all training tasks of course_utils.data.tasks, generated without end.",
+    limits=(
+        "It knows the prefixes that it was trained on; with a new prefix it mostly gives the answer to an old one. All "
+        "inputs in training were short generated texts."
+    ),
+    build=build,
+    batches=instruct_batches,
+    loss=loss,
+    evaluate=instruct_evaluate,
+    post_processor="seq2seq",
+    steps=2000,
+    learning_rate=2e-3,
+    warmup=100,
+    weight_decay=0.01,
+    start_from="course-seq2seq",
+)
+RECIPES = (BASE, INSTRUCT)

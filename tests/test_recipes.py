@@ -107,7 +107,7 @@ def test_the_card_is_what_its_code_writes_from_the_record(name: str) -> None:
 
 def course(*arguments: str, **settings: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "course_utils.cli", *arguments]
-    environment = os.environ | settings
+    environment = os.environ | {"TQDM_DISABLE": "1"} | settings  # A full pipe would stop it.
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -189,7 +189,7 @@ def train(
             threads=threads,
             checkpoint_every=checkpoint_every,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise _fail(error) from None
     typer.echo(folder)
 

@@ -116,8 +116,8 @@ def test_a_training_killed_ten_times_ends_with_the_same_weights(tmp_path: Path) 
     from course_utils.environment import cache_folder
 
     chance, steps, seed = random.Random(0), 30, 90_000 + os.getpid() % 10_000
-    state = cache_folder() / "training" / f"course-encoder-{steps}-{seed}.safetensors"
-    arguments = ["train", "course-encoder", "--steps", str(steps), "--seed", str(seed), "--checkpoint-every", "1"]
+    state = cache_folder() / "training" / f"course-decoder-{steps}-{seed}.safetensors"
+    arguments = ["train", "course-decoder", "--steps", str(steps), "--seed", str(seed), "--checkpoint-every", "1"]
     try:
         kills = 0
         while kills < 10:
@@ -134,7 +134,7 @@ def test_a_training_killed_ten_times_ends_with_the_same_weights(tmp_path: Path) 
         process = course(*arguments, "--output", str(tmp_path / "killed"))
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-        state.unlink()
+        assert not state.exists(), "a finished training leaves no checkpoint"
         process = course(*arguments, "--output", str(tmp_path / "undisturbed"))
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
@@ -143,6 +143,16 @@ def test_a_training_killed_ten_times_ends_with_the_same_weights(tmp_path: Path) 
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "undisturbed"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_base_that_is_not_trained_yet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from course_utils.models import registry
+    from course_utils.recipes import train
+
+    monkeypatch.setattr(registry, "EMBEDDED", tmp_path)
+    with pytest.raises(ValueError, match=r"course-seq2seq: it is not trained yet. `course train course-seq2seq` makes"):
+        train(recipes()["course-instruct"], tmp_path / "made", steps=1, progress=False)
+    assert not (tmp_path / "made").exists()
 
 
 def test_train_refuses_a_model_that_there_is_not() -> None:

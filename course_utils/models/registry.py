@@ -125,10 +125,12 @@ def check_embedded(name: str) -> None:
     """
     weights = EMBEDDED / name / "model.safetensors"
     cure = f"Put it back with `git checkout -- {EMBEDDED.name}/{name}` in {HERE}, or install the course again."
-    if not weights.is_file():
-        raise ValueError(f"{name}: {weights} is missing. {cure}")
     sums = EMBEDDED / SUMS
     listed = json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else {}
+    if not weights.is_file() and name not in listed:
+        raise ValueError(f"{name}: it is not trained yet. `course train {name}` makes it.")
+    if not weights.is_file():
+        raise ValueError(f"{name}: {weights} is missing. {cure}")
     if listed.get(name) != hashlib.sha256(weights.read_bytes()).hexdigest():
         raise ValueError(f"{name}: {weights} is damaged, its SHA-256 is not the one in {SUMS}. {cure}")
 

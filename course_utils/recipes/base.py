@@ -15,7 +15,7 @@ import torch
 
 from course_utils import training
 from course_utils.environment import cache_folder, seed_everything
-from course_utils.models.registry import EMBEDDED, embedded_models, seal, sizes, write_text
+from course_utils.models.registry import EMBEDDED, check_embedded, embedded_models, seal, sizes, write_text
 from course_utils.recipes.tokenizer import tokenizer as tokenizer_of
 
 SEEDS = (0, 1, 2)
@@ -155,14 +155,16 @@ def train(
         device: by default CUDA where it is, else the CPU.
         threads: threads of the CPU. One gives the same weights on every run.
         checkpoint_every: steps between two checkpoints.
-        checkpoint: file of the checkpoint; by default one in the cache, named after model, steps and seed.
+        checkpoint: file of the checkpoint, which goes when the model is written; by default one in the cache, named
+            after model, steps and seed.
         progress: show a progress bar with the time left.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a setting is out of range, or the checkpoint belongs to other settings.
+        ValueError: a setting is out of range, the checkpoint belongs to other settings, or the model to start from is
+            missing or damaged.
         RuntimeError: the training was interrupted or its loss was no longer a number; it can be gone on with.
     """
     folder = folder or EMBEDDED / recipe.name
@@ -178,6 +180,7 @@ def train(
         if recipe.start_from:
             from safetensors.torch import load_file
 
+            check_embedded(recipe.start_from)
             weights = load_file(EMBEDDED / recipe.start_from / "model.safetensors")
             model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
             model.tie_weights()
@@ -206,6 +209,7 @@ def train(
             f"in {checkpoint}; the same command goes on from there."
         )
     _write(recipe, model, tokenizer, folder, _record(recipe, batches, history, steps, seed, where, threads))
+    checkpoint.unlink()
     return folder
 
 

@@ -11,7 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -195,13 +195,10 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
     return made
 
 
-@cache
-def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-
+@lru_cache(maxsize=100_000)
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return _plain(tokenizer, text)
+    """Tokens of a piece of text, without marks."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def answers_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -257,8 +254,8 @@ NAMES = {
 def compression(model: Any, tokenizer: Any, quick: bool, seeds: Sequence[int]) -> list[Result]:
     """Bits per byte of held-out documentation, by the model and by ``xz -9``.
 
-    The model reads windows of its context length that overlap by half, and is charged for each token once, given at
-    least half a window before it (but for a text's beginning). xz gets the whole held-out text at once, which helps it.
+    The model reads windows of its context length and is charged for the second half of each, given the first. xz gets
+    the whole held-out text at once, which helps it.
 
     Args:
         model: the decoder.
@@ -278,8 +275,9 @@ def compression(model: Any, tokenizer: Any, quick: bool, seeds: Sequence[int]) -
         bits = []
         for part in ids.split(4):
             losses = _log_likelihoods(model, part)[:, length // 2 - 1 :] / -math.log(2)
-            texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in part[:, length // 2 :].tolist()]
-            bits += [float(loss.sum()) / len(text.encode()) for loss, text in zip(losses, texts, strict=True)]
+            for loss, tokens in zip(losses, part[:, length // 2 :].tolist(), strict=True):
+                texts = tokenizer.convert_ids_to_tokens(tokens, skip_special_tokens=True)
+                bits.append(float(loss.sum()) / sum(map(len, texts)))  # A byte is one character of a token's name.
         scores.append(bits)
     mine = from_items("held-out documentation", scores, unit="bits per byte", at_most=packed)
     return [mine, Result("the same by xz -9", packed, packed, packed, unit="bits per byte")]
@@ -289,7 +287,7 @@ def heads(model: Any, tokenizer: Any) -> list[Result]:
     """The best previous-token and the best induction head on random tokens that repeat (Olsson et al., 2022)."""
     special = range(len(tokenizer.all_special_ids) + 256)
     tokens = repeated_tokens(len(tokenizer), 40, exclude=special, seed=0)
-    scores = head_scores(model, tokens)
+    scores = head_scores(model, torch.nn.functional.pad(tokens, (1, 0), value=tokenizer.bos_token_id))
     found = []
     for name, least in (("previous_token", 0.7), ("induction", 0.5)):
         best = float(scores[name].max())

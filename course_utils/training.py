@@ -242,8 +242,7 @@ def fit(
         model: any module; parameters that do not require gradients stay as they are.
         dataset: what to learn from: a ``datasets.Dataset``, any map-style data set or list of examples (mappings of
             fields, shuffled anew in each epoch by ``seed``); a dict of tensors whose first dimension counts the
-            examples (it goes round ``collate``); or a function from the number of a batch (0, 1, ...) to a batch. A
-            function with a method ``follow`` is given the growing list of the steps' losses, for a curriculum.
+            examples (it goes round ``collate``); or a function from the number of a batch (0, 1, ...) to a batch.
         steps: number of updates; or
         epochs: number of passes through the data.
         batch_size: examples a batch.
@@ -296,8 +295,6 @@ def fit(
     settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     parts = (model, optimizer, scaler, settings)
     history = _load(path, *parts, home) if path and path.exists() else History()
-    if hasattr(dataset, "follow"):
-        dataset.follow(history.losses)
     begun = time.perf_counter() - history.seconds
     states, updating = None, False
     with modes(model, training=True), _bar(steps, history.steps, progress) as bar:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from course_utils.data.tasks import episodes
+from course_utils.interpretability import head_scores, repeated_tokens
 from course_utils.recipes import decoder
 from course_utils.recipes.tokenizer import tokenizer
 
@@ -123,7 +124,7 @@ def test_segments_repeat_and_only_the_repetition_is_asked_for() -> None:
         ids, labels = decoder._segments(MARKS, random.Random(seed), 64)
         asked = [place for place, label in enumerate(labels) if label != -100]
         size = asked[0] - 1
-        assert 4 <= size <= 24
+        assert 2 <= size <= 24
         assert asked == list(range(size + 1, 64))
         assert all(ids[place] == labels[place] == ids[place - size] for place in asked)
 
@@ -134,24 +135,38 @@ def test_recall_asks_only_for_what_was_shown() -> None:
     assert MARKS.decode([label for label in labels if label != -100]) == " two ;"
 
 
-def test_a_level_is_left_when_it_is_solved_and_the_same_again_after_a_resumption() -> None:
-    """Losses that fall below the bound on batches of recall end a level; those of documentation do not count."""
-    one, losses = decoder.Curriculum(MARKS, 0), []
-    one.follow(losses)
-    kinds = []
-    for number in range(400):
-        level = one.level(number)
-        kinds.append((level, one._kind(level, one._generator(number))))
-        losses.append(0.05 if kinds[-1][1] == "recall" and number >= 30 else 5.0)
-    reached = [level for level, _ in kinds]
-    assert reached == sorted(reached)
-    assert reached[-1] == len(decoder.LEVELS)
-    first = one.begins[1]
-    assert sum(kind == "recall" for _, kind in kinds[30:first]) == decoder.SOLVED_FOR
-    again = decoder.Curriculum(MARKS, 0)
-    again.follow(losses[:250])
-    assert [again.level(number) for number in range(251)] == reached[:251]
-    assert torch.equal(again(120)["input_ids"], one(120)["input_ids"])
-    stuck = decoder.Curriculum(MARKS, 0)
-    stuck.follow([0.5] * 400)
-    assert stuck.level(400) == 0
+def test_first_comes_what_repeats_then_everything() -> None:
+    """Kinds are told apart by what is asked for, over enough batches to see all of them."""
+    make = decoder.Curriculum(MARKS, 0)
+    kinds = {True: set(), False: set()}
+    for number in (*range(40), *range(decoder.FIRST_STEPS, decoder.FIRST_STEPS + 60)):
+        batch = make(number)
+        asked = batch["labels"] != -100
+        if asked.all():
+            kind = "library"
+        elif batch["input_ids"].shape == (24, 64) and asked[:, -30:].all():
+            kind = "segments"
+        else:
+            kind = {12: "prompts", 24: "episodes or recall"}[len(asked)]
+        kinds[number < decoder.FIRST_STEPS].add(kind)
+    assert kinds[True] == {"library", "segments", "episodes or recall"}
+    assert kinds[False] == {"library", "segments", "prompts", "episodes or recall"}
+
+
+def test_the_model_begins_with_the_circuit_of_induction(model: object) -> None:
+    """Heads of its first two layers look where they are wired to look, and repeated tokens are continued."""
+    tokens = repeated_tokens(4096, 20, batch=8, exclude=range(300), seed=1)
+    scores = head_scores(model, tokens)
+    assert scores["previous_token"][0, :2].min() > 0.5
+    assert scores["induction"][1].min() > 0.5
+    assert scores["previous_token"][1:].max() < 0.2 and scores["induction"][[0, 2, 3, 4]].max() < 0.2
+    torch.manual_seed(0)
+    random_model = type(model)(model.config).eval()
+    right = {}
+    for name, one in (("wired", model), ("random", random_model)):
+        with torch.no_grad():
+            found = one(input_ids=tokens).logits.argmax(-1)
+        right[name] = float((found[:, 20:-1] == tokens[:, 21:]).float().mean())
+    assert right["wired"] > 0.4 and right["random"] < 0.05
+    wired = dict(model.named_parameters())
+    assert all(weight.requires_grad for weight in wired.values())

@@ -20,6 +20,7 @@ ACTIVATION_NAMES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
+    "gelu_bloom": "gelu_bloom",
 }
 """Names of activations in ``transformers`` and here."""
 
@@ -35,6 +36,7 @@ class Family:
             equal parts along its first dimension.
         prefix: what a model with a head puts before the names of the weights of the one without.
         transposed: endings of the names of matrices stored as (in, out) instead of (out, in).
+        interleaved: parts of the names of weights cut into equal parts head by head, not as a whole.
         unused: beginnings of names that we do not need (pooling, buffers).
         refused: options with the only value that they may have.
     """
@@ -44,6 +46,7 @@ class Family:
     names: Mapping[str, tuple[str, ...]]
     prefix: str
     transposed: tuple[str, ...] = ()
+    interleaved: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     refused: Mapping[str, Any] | None = None
 
@@ -122,6 +125,148 @@ def _llama_switches(config: Any) -> dict[str, Any]:
     )
 
 
+def _roberta_switches(config: Any) -> dict[str, Any]:
+    padding = config.pad_token_id
+    return _bert_switches(config) | dict(
+        context_window=config.max_position_embeddings - padding - 1,
+        position_offset=padding + 1,
+        padding_id=padding,
+        head_activation="gelu",
+    )
+
+
+def _bloom_switches(config: Any) -> dict[str, Any]:
+    return dict(
+        kind="decoder",
+        vocabulary_size=config.vocab_size,
+        width=config.hidden_size,
+        layers=config.n_layer,
+        heads=config.n_head,
+        positions="alibi",
+        norm_eps=config.layer_norm_epsilon,
+        embedding_norm=True,
+        activation="gelu_bloom",
+        float32_softmax=True,
+        dropout=config.hidden_dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def _t5_switches(config: Any) -> dict[str, Any]:
+    return dict(
+        kind="encoder-decoder",
+        vocabulary_size=config.vocab_size,
+        width=config.d_model,
+        layers=config.num_layers,
+        decoder_layers=config.num_decoder_layers,
+        heads=config.num_heads,
+        head_size=config.d_kv,
+        mlp_width=config.d_ff,
+        positions="t5",
+        relative_buckets=config.relative_attention_num_buckets,
+        relative_max_distance=config.relative_attention_max_distance,
+        norm="rmsnorm",
+        norm_eps=config.layer_norm_epsilon,
+        float32_norm=False,
+        activation=config.dense_act_fn,
+        gated=config.is_gated_act,
+        attention_bias=False,
+        mlp_bias=False,
+        attention_scale=False,
+        scaled_logits=config.scale_decoder_outputs,
+        dropout=config.dropout_rate,
+        attention_dropout=config.dropout_rate,
+    )
+
+
+def _bart_switches(config: Any) -> dict[str, Any]:
+    return dict(
+        kind="encoder-decoder",
+        vocabulary_size=config.vocab_size,
+        width=config.d_model,
+        layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        heads=config.encoder_attention_heads,
+        decoder_heads=config.decoder_attention_heads,
+        mlp_width=config.encoder_ffn_dim,
+        decoder_mlp_width=config.decoder_ffn_dim,
+        context_window=config.max_position_embeddings,
+        positions="learned",
+        position_offset=2,
+        norm_place="post",
+        embedding_norm=True,
+        activation=config.activation_function,
+        scaled_embeddings=config.scale_embedding,
+        head_bias=True,
+        shared_embeddings=bool(config.tie_word_embeddings),
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def _bert_names(head: str, norm: str) -> dict[str, tuple[str, ...]]:
+    """Names of BERT, of which RoBERTa's head differs."""
+    return {
+        "embeddings.word_embeddings.weight": ("embeddings.weight",),
+        "embeddings.position_embeddings.weight": ("encoder.positions.weight",),
+        "embeddings.token_type_embeddings.weight": ("segments.weight",),
+        **_linear("embeddings.LayerNorm", "encoder.embedding_norm"),
+        **_linear("encoder.layer.*.attention.self.query", "encoder.layers.*.attention.query"),
+        **_linear("encoder.layer.*.attention.self.key", "encoder.layers.*.attention.key"),
+        **_linear("encoder.layer.*.attention.self.value", "encoder.layers.*.attention.value"),
+        **_linear("encoder.layer.*.attention.output.dense", "encoder.layers.*.attention.output"),
+        **_linear("encoder.layer.*.attention.output.LayerNorm", "encoder.layers.*.attention_norm"),
+        **_linear("encoder.layer.*.intermediate.dense", "encoder.layers.*.feed_forward.up"),
+        **_linear("encoder.layer.*.output.dense", "encoder.layers.*.feed_forward.down"),
+        **_linear("encoder.layer.*.output.LayerNorm", "encoder.layers.*.feed_forward_norm"),
+        **_linear(f"{head}dense", "transform.dense"),
+        **_linear(f"{head}{norm}", "transform.norm"),
+        f"{head.removesuffix('transform.')}decoder.weight": ("head_weight",),
+        f"{head.removesuffix('transform.')}decoder.bias": ("head_bias",),
+    }
+
+
+def _t5_names() -> dict[str, tuple[str, ...]]:
+    names = {"shared.weight": ("embeddings.weight",), "lm_head.weight": ("head_weight",)}
+    for stack, last in (("encoder", 1), ("decoder", 2)):
+        block, ours = f"{stack}.block.*.layer", f"{stack}.layers.*"
+        parts = [("0.SelfAttention", "attention")] + [("1.EncDecAttention", "cross_attention")] * (last - 1)
+        for theirs, mine in parts:
+            for letter, name in dict(q="query", k="key", v="value", o="output").items():
+                names[f"{block}.{theirs}.{letter}.weight"] = (f"{ours}.{mine}.{name}.weight",)
+        for number, norm in enumerate((*("attention_norm", "cross_norm")[:last], "feed_forward_norm")):
+            names[f"{block}.{number}.layer_norm.weight"] = (f"{ours}.{norm}.weight",)
+        for theirs, mine in dict(wi="up", wi_0="gate", wi_1="up", wo="down").items():
+            names[f"{block}.{last}.DenseReluDense.{theirs}.weight"] = (f"{ours}.feed_forward.{mine}.weight",)
+        names[f"{block}.0.SelfAttention.relative_attention_bias.weight"] = (f"{stack}.relative_bias.weight",)
+        names[f"{stack}.final_layer_norm.weight"] = (f"{stack}.final_norm.weight",)
+    return names
+
+
+def _bart_names() -> dict[str, tuple[str, ...]]:
+    names = {
+        "shared.weight": ("embeddings.weight",),
+        "lm_head.weight": ("head_weight",),
+        "final_logits_bias": ("head_bias",),
+        "encoder.embed_tokens.weight": ("embeddings.weight",),
+        "decoder.embed_tokens.weight": ("decoder_embeddings.weight",),
+    }
+    for stack in ("encoder", "decoder"):
+        block, ours = f"{stack}.layers.*", f"{stack}.layers.*"
+        names[f"{stack}.embed_positions.weight"] = (f"{stack}.positions.weight",)
+        names |= _linear(f"{stack}.layernorm_embedding", f"{stack}.embedding_norm")
+        for theirs, mine in (("self_attn", "attention"), ("encoder_attn", "cross_attention")):
+            for part, name in dict(q_proj="query", k_proj="key", v_proj="value", out_proj="output").items():
+                names |= _linear(f"{block}.{theirs}.{part}", f"{ours}.{mine}.{name}")
+        names |= _linear(f"{block}.self_attn_layer_norm", f"{ours}.attention_norm")
+        names |= _linear(f"{block}.encoder_attn_layer_norm", f"{ours}.cross_norm")
+        names |= _linear(f"{block}.final_layer_norm", f"{ours}.feed_forward_norm")
+        names |= _linear(f"{block}.fc1", f"{ours}.feed_forward.up") | _linear(
+            f"{block}.fc2", f"{ours}.feed_forward.down"
+        )
+    return names
+
+
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         classes=("GPT2Model", "GPT2LMHeadModel"),
@@ -151,25 +296,16 @@ FAMILIES: dict[str, Family] = {
         classes=("BertModel", "BertForMaskedLM"),
         switches=_bert_switches,
         prefix="bert.",
-        names={
-            "embeddings.word_embeddings.weight": ("embeddings.weight",),
-            "embeddings.position_embeddings.weight": ("encoder.positions.weight",),
-            "embeddings.token_type_embeddings.weight": ("segments.weight",),
-            **_linear("embeddings.LayerNorm", "encoder.embedding_norm"),
-            **_linear("encoder.layer.*.attention.self.query", "encoder.layers.*.attention.query"),
-            **_linear("encoder.layer.*.attention.self.key", "encoder.layers.*.attention.key"),
-            **_linear("encoder.layer.*.attention.self.value", "encoder.layers.*.attention.value"),
-            **_linear("encoder.layer.*.attention.output.dense", "encoder.layers.*.attention.output"),
-            **_linear("encoder.layer.*.attention.output.LayerNorm", "encoder.layers.*.attention_norm"),
-            **_linear("encoder.layer.*.intermediate.dense", "encoder.layers.*.feed_forward.up"),
-            **_linear("encoder.layer.*.output.dense", "encoder.layers.*.feed_forward.down"),
-            **_linear("encoder.layer.*.output.LayerNorm", "encoder.layers.*.feed_forward_norm"),
-            **_linear("cls.predictions.transform.dense", "transform.dense"),
-            **_linear("cls.predictions.transform.LayerNorm", "transform.norm"),
-            "cls.predictions.decoder.weight": ("head_weight",),
-            "cls.predictions.decoder.bias": ("head_bias",),
-        },
+        names=_bert_names("cls.predictions.transform.", "LayerNorm"),
         unused=("pooler.", "cls.predictions.bias"),
+        refused={"is_decoder": False, "add_cross_attention": False},
+    ),
+    "roberta": Family(
+        classes=("RobertaModel", "RobertaForMaskedLM"),
+        switches=_roberta_switches,
+        prefix="roberta.",
+        names=_bert_names("lm_head.", "layer_norm"),
+        unused=("pooler.", "lm_head.bias"),
         refused={"is_decoder": False, "add_cross_attention": False},
     ),
     "llama": Family(
@@ -190,6 +326,44 @@ FAMILIES: dict[str, Family] = {
             "norm.weight": ("decoder.final_norm.weight",),
             "lm_head.weight": ("head_weight",),
         },
+    ),
+    "bloom": Family(
+        classes=("BloomModel", "BloomForCausalLM"),
+        switches=_bloom_switches,
+        prefix="transformer.",
+        names={
+            "word_embeddings.weight": ("embeddings.weight",),
+            **_linear("word_embeddings_layernorm", "decoder.embedding_norm"),
+            **_linear("h.*.input_layernorm", "decoder.layers.*.attention_norm"),
+            **_linear(
+                "h.*.self_attention.query_key_value",
+                "decoder.layers.*.attention.query",
+                "decoder.layers.*.attention.key",
+                "decoder.layers.*.attention.value",
+            ),
+            **_linear("h.*.self_attention.dense", "decoder.layers.*.attention.output"),
+            **_linear("h.*.post_attention_layernorm", "decoder.layers.*.feed_forward_norm"),
+            **_linear("h.*.mlp.dense_h_to_4h", "decoder.layers.*.feed_forward.up"),
+            **_linear("h.*.mlp.dense_4h_to_h", "decoder.layers.*.feed_forward.down"),
+            **_linear("ln_f", "decoder.final_norm"),
+            "lm_head.weight": ("head_weight",),
+        },
+        interleaved=("query_key_value",),
+        refused={"apply_residual_connection_post_layernorm": False},
+    ),
+    "t5": Family(
+        classes=("T5Model", "T5ForConditionalGeneration"),
+        switches=_t5_switches,
+        prefix="",
+        names=_t5_names(),
+        unused=("encoder.embed_tokens.", "decoder.embed_tokens."),
+    ),
+    "bart": Family(
+        classes=("BartModel", "BartForConditionalGeneration"),
+        switches=_bart_switches,
+        prefix="model.",
+        names=_bart_names(),
+        refused={"is_decoder": False},
     ),
 }
 """The families that :func:`from_huggingface` takes, by their ``model_type``."""
@@ -219,7 +393,9 @@ def config_from_huggingface(model: nn.Module) -> TransformerConfig:
     switches["activation"] = ACTIVATION_NAMES[activation]
     if type(model).__name__ == family.classes[0]:
         switches |= {"head": False, "head_bias": False, "head_transform": False, "scaled_logits": False}
-    return TransformerConfig(**switches, tied_embeddings=bool(theirs.tie_word_embeddings))
+    reads: Any = model.get_input_embeddings()
+    writes: Any = model.get_output_embeddings()
+    return TransformerConfig(**switches, tied_embeddings=writes is None or writes.weight is reads.weight)
 
 
 def from_huggingface(model: nn.Module) -> Transformer:
@@ -229,7 +405,8 @@ def from_huggingface(model: nn.Module) -> Transformer:
     hidden states and attention maps agree with the original, whose maps need ``attn_implementation="eager"``.
 
     Args:
-        model: GPT-2, BERT or LLaMA, with or without its language-model head, unquantized.
+        model: BERT, RoBERTa, GPT-2, LLaMA, BLOOM, T5 (also v1.1 and FLAN-T5) or BART, with or without its head for
+            language modelling, unquantized.
 
     Returns:
         The model; its ``config`` is the family's row of switches.
@@ -248,11 +425,17 @@ def from_huggingface(model: nn.Module) -> Transformer:
         pattern, number = _pattern(name)
         if pattern not in family.names:
             raise ValueError(f"the weight {theirs} has no place in the family as known here: {family.classes[-1]}")
-        if family.names[pattern] == ("head_weight",) and config.tied_embeddings:
+        targets = family.names[pattern]
+        if (targets == ("head_weight",) and config.tied_embeddings) or (
+            targets == ("decoder_embeddings.weight",) and config.shared_embeddings
+        ):
             continue
         weight = weight.T if name.endswith(family.transposed) else weight
-        parts = weight.chunk(len(family.names[pattern]))
-        for target, part in zip(family.names[pattern], parts, strict=True):
+        if targets == ("head_bias",):
+            weight = weight.flatten()
+        if any(part in name for part in family.interleaved):  # (heads, parts, head size, ...) to (parts, heads, ...)
+            weight = weight.unflatten(0, (config.heads, len(targets), -1)).transpose(0, 1).flatten(0, 2)
+        for target, part in zip(targets, weight.chunk(len(targets)), strict=True):
             found[target.replace("*", number)] = part.detach().clone(memory_format=torch.contiguous_format)
     _check_weights(wanted, found)
     ours.load_state_dict(found, assign=True)
@@ -271,10 +454,12 @@ def _family(model: nn.Module) -> Family:
 
 
 def _pattern(name: str) -> tuple[str, str]:
-    """Split ``h.3.ln_1.weight`` into ``h.*.ln_1.weight`` and ``3``."""
+    """Split ``h.3.ln_1.weight`` into ``h.*.ln_1.weight`` and ``3``; only the first number is that of a block."""
     pieces = name.split(".")
-    numbers = [piece for piece in pieces if piece.isdigit()]
-    return ".".join("*" if piece.isdigit() else piece for piece in pieces), numbers[0] if numbers else ""
+    place = next((place for place, piece in enumerate(pieces) if piece.isdigit()), None)
+    if place is None:
+        return name, ""
+    return ".".join([*pieces[:place], "*", *pieces[place + 1 :]]), pieces[place]
 
 
 def _check_weights(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -288,3 +473,36 @@ def _check_weights(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
                 f"{name}: got {weight.dtype} of shape {tuple(weight.shape)}, expected floating-point numbers of shape "
                 f"{tuple(wanted[name].shape)}; load the model unquantized"
             )
+
+
+PALM: dict[str, Any] = dict(
+    kind="decoder",
+    key_value_heads=1,
+    positions="rotary",
+    norm_bias=False,
+    parallel=True,
+    activation="silu",
+    gated=True,
+    attention_bias=False,
+    mlp_bias=False,
+)
+"""The switches of PaLM (Chowdhery et al. 2022, section 2), whose weights were never published."""
+
+
+def palm_block(width: int, heads: int, *, layers: int = 1, vocabulary_size: int = 256, **switches: Any) -> Transformer:
+    """Return PaLM in small, from random weights: attention and feed-forward network read the same norm and add up.
+
+    Chowdhery et al. (2022), section 2: ``y = x + MLP(LayerNorm(x)) + Attention(LayerNorm(x))``, SwiGLU, one key/value
+    head for all heads, rotary positions, no biases, tied embeddings.
+
+    Args:
+        width: size of the vector that stands for a token.
+        heads: number of heads.
+        layers: number of blocks.
+        vocabulary_size: number of different tokens.
+        **switches: further switches of :class:`course_utils.transformer.TransformerConfig`, such as ``head_size``.
+
+    Raises:
+        ValueError: a switch is out of range.
+    """
+    return Transformer(TransformerConfig(vocabulary_size, width=width, heads=heads, layers=layers, **(PALM | switches)))

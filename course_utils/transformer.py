@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda states: F.gelu(states, approximate="tanh"),
+    "gelu_bloom": lambda states: states * 0.5 * (1 + torch.tanh(0.79788456 * states * (1 + 0.044715 * states**2))),
     "silu": F.silu,
 }
 
@@ -47,14 +48,17 @@ class TransformerConfig:
         layers: number of blocks; in an encoder-decoder those of the encoder.
         decoder_layers: blocks of the decoder of an encoder-decoder; by default ``layers``.
         heads: number of attention heads.
+        decoder_heads: those of the decoder of an encoder-decoder; by default ``heads``.
         key_value_heads: number of key/value heads, a divisor of ``heads``; by default ``heads``.
         head_size: width of one head; by default ``width / heads``.
         mlp_width: hidden width of the feed-forward network; by default ``4 * width``. With 0 there is none: each block
             is attention alone (Elhage et al. 2021).
+        decoder_mlp_width: that of the decoder of an encoder-decoder; by default ``mlp_width``.
         context_window: largest number of tokens; None where the positions set no limit.
         positions: ``sinusoidal``, ``learned``, ``rotary``, ``alibi``, ``t5`` or ``none``.
         position_offset: unused rows at the beginning of the learned table (RoBERTa, BART: 2).
-        positions_skip_padding: count only real tokens (RoBERTa), instead of all places (GPT-2, BERT).
+        padding_id: tokens with this id have no position, and the others are counted without them (RoBERTa); by default
+            all places count (GPT-2, BERT).
         rotary_base: base of the rotary angles.
         rotary_size: how many dimensions of a head turn; by default all.
         relative_buckets: number of T5's buckets.
@@ -63,11 +67,14 @@ class TransformerConfig:
         norm_place: ``pre`` (inside the residual branch) or ``post`` (after the sum, as in 2017).
         norm_eps: small number under the root.
         norm_bias: whether LayerNorms have a bias.
+        float32_norm: round what RMSNorm normalised to float32 whatever the dtype, as LLaMA's published code does and
+            T5's does not.
         embedding_norm: normalise the embeddings (BERT, BART, BLOOM).
         final_norm: normalise after the last block; by default where ``norm_place`` is ``pre``.
         parallel: attention and feed-forward network read the same normalised input (PaLM), instead of one after the
             other.
-        activation: ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``.
+        activation: ``relu``, ``gelu``, ``gelu_tanh``, ``gelu_bloom`` (the same with BLOOM's rounded constant) or
+            ``silu``.
         gated: multiply the activation by a second linear map (with ``silu``: SwiGLU).
         attention_bias: biases of query, key and value.
         attention_output_bias: bias of the attention's output map; by default as ``attention_bias``.
@@ -80,7 +87,9 @@ class TransformerConfig:
         head: whether there are logits at all.
         head_bias: bias of the logits.
         head_transform: dense map, activation and norm before the logits (BERT's masked-token head).
+        head_activation: activation of that head; by default ``activation``.
         tied_embeddings: the logits use the embeddings' weights.
+        shared_embeddings: encoder and decoder of an encoder-decoder use the same embeddings.
         dropout: share of the embeddings' and the residual branches' values set to 0 in training.
         attention_dropout: share of the attention weights set to 0 in training.
 
@@ -94,13 +103,15 @@ class TransformerConfig:
     layers: int = 4
     decoder_layers: int | None = None
     heads: int = 4
+    decoder_heads: int | None = None
     key_value_heads: int | None = None
     head_size: int | None = None
     mlp_width: int | None = None
+    decoder_mlp_width: int | None = None
     context_window: int | None = None
     positions: str = "sinusoidal"
     position_offset: int = 0
-    positions_skip_padding: bool = False
+    padding_id: int | None = None
     rotary_base: float = 10000.0
     rotary_size: int | None = None
     relative_buckets: int = 32
@@ -109,6 +120,7 @@ class TransformerConfig:
     norm_place: str = "pre"
     norm_eps: float = 1e-5
     norm_bias: bool = True
+    float32_norm: bool = True
     embedding_norm: bool = False
     final_norm: bool | None = None
     parallel: bool = False
@@ -125,7 +137,9 @@ class TransformerConfig:
     head: bool = True
     head_bias: bool = False
     head_transform: bool = False
+    head_activation: str | None = None
     tied_embeddings: bool = True
+    shared_embeddings: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
 
@@ -137,15 +151,26 @@ class TransformerConfig:
             ("norm", NORMS),
             ("norm_place", ("pre", "post")),
             ("activation", tuple(ACTIVATIONS)),
+            ("head_activation", (None, *ACTIVATIONS)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(str, allowed))}")
         for name in ("vocabulary_size", "width", "layers", "heads", "relative_buckets", "relative_max_distance"):
             _whole(name, getattr(self, name), 1)
-        for name in ("decoder_layers", "key_value_heads", "head_size", "context_window", "rotary_size"):
+        for name in (
+            "decoder_layers",
+            "decoder_heads",
+            "key_value_heads",
+            "head_size",
+            "context_window",
+            "rotary_size",
+        ):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
         _whole("mlp_width", self.size_of_mlp, 0)
+        for name in ("decoder_mlp_width", "padding_id"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 0)
         _whole("position_offset", self.position_offset, 0)
         _whole("segments", self.segments, 0)
         for name in ("dropout", "attention_dropout"):
@@ -156,11 +181,16 @@ class TransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a positive number")
         self._check_heads()
         self._check_positions()
-        if self.kind != "encoder-decoder" and self.decoder_layers is not None:
-            raise ValueError(
-                f"decoder_layers={self.decoder_layers} with kind={self.kind!r}: only an encoder-decoder has two "
-                "depths; set layers alone"
-            )
+        for name in ("decoder_layers", "decoder_heads", "decoder_mlp_width"):
+            if self.kind != "encoder-decoder" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} with kind={self.kind!r}: only an encoder-decoder has two sizes; "
+                    f"set {name.removeprefix('decoder_')} alone"
+                )
+        if self.kind != "encoder-decoder" and not self.shared_embeddings:
+            raise ValueError(f"shared_embeddings=False with kind={self.kind!r}: only an encoder-decoder has two")
+        if self.kind == "encoder-decoder":
+            self.of_decoder._check_heads()
         if self.parallel and (self.norm_place == "post" or self.kind == "encoder-decoder"):
             raise ValueError(
                 "parallel=True: attention and feed-forward network share one normalised input, which needs "
@@ -192,6 +222,11 @@ class TransformerConfig:
             raise ValueError("positions='learned' needs context_window: each position up to it has its own vector")
         if self.positions != "learned" and self.position_offset:
             raise ValueError(f"position_offset={self.position_offset}: only learned positions have a table to offset")
+        if self.padding_id is not None and (self.position_offset < 1 or self.kind != "encoder"):
+            raise ValueError(
+                f"padding_id={self.padding_id}: tokens without a position need the learned positions of an encoder, "
+                "with position_offset=1 or more for the row that they read"
+            )
         turning = self.turning_size
         if self.positions == "rotary" and (turning % 2 or turning > self.size_of_head):
             raise ValueError(
@@ -209,6 +244,14 @@ class TransformerConfig:
                     f"expected {2 * directions} buckets or more, an even number, and a larger distance than the "
                     f"{exact} with a bucket of their own"
                 )
+
+    @property
+    def of_decoder(self) -> "TransformerConfig":
+        """The configuration of a decoder like that of this encoder-decoder."""
+        sizes = dict(heads=self.decoder_heads, mlp_width=self.decoder_mlp_width)
+        own: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+        nothing: dict[str, Any] = dict(decoder_layers=None, decoder_heads=None, decoder_mlp_width=None)
+        return dataclasses.replace(self, kind="decoder", shared_embeddings=True, **nothing, **own)
 
     @property
     def size_of_head(self) -> int:
@@ -318,16 +361,17 @@ class ModelOutput:
 
 
 class RMSNorm(nn.Module):
-    """Divide each vector by its root mean square (Zhang and Sennrich, 2019), in float32 as LLaMA's code does.
+    """Divide each vector by its root mean square (Zhang and Sennrich, 2019), which is taken in float32 as published.
 
     Args:
         width: size of the vectors.
         eps: small number under the root.
+        float32: round the normalised vector to float32 too (LLaMA), instead of dividing in the input's dtype (T5).
     """
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: float = 1e-6, float32: bool = True):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight, self.eps, self.float32 = nn.Parameter(torch.ones(width)), eps, float32
 
     def forward(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Return the normalised vectors, times the weight.
@@ -336,7 +380,8 @@ class RMSNorm(nn.Module):
             hidden: the vectors.
         """
         wide = hidden.float()
-        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        normal = (wide if self.float32 else hidden) * scale
         return self.weight * normal.to(hidden.dtype)
 
 
@@ -390,7 +435,7 @@ def make_norm(config: TransformerConfig) -> nn.Module:
         config: the configuration.
     """
     if config.norm == "rmsnorm":
-        return RMSNorm(config.width, config.norm_eps)
+        return RMSNorm(config.width, config.norm_eps, config.float32_norm)
     return nn.LayerNorm(config.width, config.norm_eps, bias=config.norm_bias)
 
 
@@ -573,7 +618,7 @@ class Stack(nn.Module):
         """
         past = cache[0].own.length if cache else 0
         total = past + embeddings.shape[1]
-        position_ids = self._position_ids(position_ids, attention_mask, past, total, embeddings.device)
+        position_ids = self._position_ids(position_ids, past, total, embeddings.device)
         hidden = embeddings if self.positions is None else embeddings + self.positions(position_ids)
         if self.embedding_norm is not None:
             hidden = self.embedding_norm(hidden)
@@ -606,12 +651,8 @@ class Stack(nn.Module):
             tuple(cross_maps) if return_attentions and context is not None else None,
         )
 
-    def _position_ids(
-        self, given: Tensor | None, mask: Tensor | None, past: int, total: int, device: torch.device
-    ) -> Tensor:
+    def _position_ids(self, given: Tensor | None, past: int, total: int, device: torch.device) -> Tensor:
         """Return the positions of the new tokens, inside the context window."""
-        if given is None and self.config.positions_skip_padding and mask is not None:
-            given = _places(mask)[:, past:].clamp(min=-self.config.position_offset)
         longest = total if given is None else int(given.max()) + 1 if given.numel() else 0
         window = self.config.context_window
         if window is not None and longest > window:
@@ -655,7 +696,10 @@ class Transformer(nn.Module):
         self.segments = nn.Embedding(config.segments, config.width) if config.segments else None
         self.encoder = Stack(config, config.layers, causal=False, cross=False) if config.kind != "decoder" else None
         depth = config.decoder_layers if both and config.decoder_layers is not None else config.layers
-        self.decoder = Stack(config, depth, causal=True, cross=both) if config.kind != "encoder" else None
+        row = config.of_decoder if both else config
+        self.decoder = Stack(row, depth, causal=True, cross=both) if config.kind != "encoder" else None
+        own = not config.shared_embeddings
+        self.decoder_embeddings = nn.Embedding(config.vocabulary_size, config.width) if own else None
         self.transform: nn.Module | None = None
         if config.head_transform:
             self.transform = nn.ModuleDict({"dense": nn.Linear(config.width, config.width), "norm": make_norm(config)})
@@ -741,6 +785,8 @@ class Transformer(nn.Module):
             past = 0 if cache is None else cache.length
             embedded = self._embed("input_ids", input_ids, token_type_ids)
             mask = _keep("attention_mask", attention_mask, input_ids, past)
+            if self.config.padding_id is not None and position_ids is None:
+                position_ids = _places(input_ids != self.config.padding_id)
             hidden, states, maps, _ = stack(embedded, mask, position_ids=position_ids, cache=layers, **switches)
             return ModelOutput(self._logits(hidden), hidden, states, maps, cache=cache)
         assert self.encoder is not None and self.decoder is not None and decoder_input_ids is not None
@@ -810,7 +856,8 @@ class Transformer(nn.Module):
     def _embed(self, name: str, ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the tokens' embeddings, (batch, tokens, width), without positions."""
         _check_ids(name, ids, self.config.vocabulary_size, "the vocabulary")
-        embedded = self.embeddings(ids)
+        of_decoder = name == "decoder_input_ids" and self.decoder_embeddings is not None
+        embedded = (self.decoder_embeddings if of_decoder else self.embeddings)(ids)
         if self.config.scaled_embeddings:
             embedded = embedded * math.sqrt(self.config.width)
         if self.segments is not None:
@@ -824,7 +871,7 @@ class Transformer(nn.Module):
         if not self.config.head:
             return None
         if isinstance(self.transform, nn.ModuleDict):
-            activation = ACTIVATIONS[self.config.activation]
+            activation = ACTIVATIONS[self.config.head_activation or self.config.activation]
             hidden = self.transform["norm"](activation(self.transform["dense"](hidden)))
         if self.config.scaled_logits:
             hidden = hidden * self.config.width**-0.5

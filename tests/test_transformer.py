@@ -171,9 +171,10 @@ def test_padding_changes_nothing_for_real_tokens(switches):
 
 
 def test_positions_that_skip_padding_need_no_position_ids():
-    decoder, tokens = model(**LEARNED, position_offset=2, positions_skip_padding=True), ids(1)
-    alone = decoder(tokens[:, 3:]).logits
-    padded = decoder(tokens, torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])).logits[:, 3:]
+    encoder, tokens = model(kind="encoder", **LEARNED, position_offset=2, padding_id=30), ids(1) % 30
+    alone = encoder(tokens[:, 3:]).logits
+    tokens[:, :3] = 30
+    padded = encoder(tokens, torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])).logits[:, 3:]
     assert (padded - alone).abs().max() < 1e-10
 
 

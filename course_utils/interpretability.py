@@ -1,4 +1,4 @@
-"""What attention heads do: scores of their maps, and heads that form while one looks on.
+"""What attention heads do: scores of their maps, what is lost without them, and heads that form while one looks on.
 
 A map says how much each token (query) attends to each other one (key). The scores below are means over the queries to
 which they apply; the names and ideas are those of Elhage et al. (2021) and Olsson et al. (2022). A score tells where a
@@ -7,7 +7,7 @@ head looks, on these tokens; whether the model needs the head is another questio
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from course_utils import training
+from course_utils.families import from_huggingface
 from course_utils.transformer import Transformer, TransformerConfig
 
 Mask = Num[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"]
@@ -335,6 +336,168 @@ def _eager(model: nn.Module) -> Iterator[None]:
     finally:
         for config, implementation in before:  # the outer ones first: theirs reaches the inner ones
             config._attn_implementation = implementation
+
+
+# --- what flows, what is lost, what is known
+
+
+def attention_rollout(
+    maps: Sequence[Float[Tensor, "batch heads tokens tokens"]], attention_mask: Mask | None = None
+) -> Float[Tensor, "batch tokens tokens"]:
+    """Follow the maps through all layers: how much of each input token could have arrived at each output token.
+
+    Abnar and Zuidema (2020), section 3: the mean over the heads of a layer, half of it replaced by the token itself
+    (for the residual connection), and the product of the layers. It takes for granted that attention weights tell how
+    much is passed on, which they do not (Jain and Wallace, 2019): a hint, not an explanation.
+
+    Args:
+        maps: attention maps of every layer over one sequence, the first layer first.
+        attention_mask: 1 for real tokens, 0 for padding; the rows of padding are 0.
+
+    Returns:
+        For each output token (row) a share of each input token (column); each row sums to 1.
+
+    Raises:
+        ValueError: there is no layer, the maps are none, or shapes do not fit.
+    """
+    if not len(maps):
+        raise ValueError("attention_rollout() got no layers: give the maps of all layers, model output.attentions")
+    rollout: Tensor | None = None
+    for layer in maps:
+        real = _checked(layer, attention_mask)
+        mean = layer.double().mean(1).masked_fill(~real[:, None, :], 0)
+        mean = mean / mean.sum(-1, keepdim=True).clamp(min=1e-12)
+        mixed = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)) / 2
+        mixed = mixed.masked_fill(~real[:, :, None], 0)
+        rollout = mixed if rollout is None else mixed @ rollout
+    assert rollout is not None
+    return rollout.to(maps[0].dtype)
+
+
+PARTS = {
+    "attentions": ("decoder", "attention"),
+    "encoder_attentions": ("encoder", "attention"),
+    "decoder_attentions": ("decoder", "attention"),
+    "cross_attentions": ("decoder", "cross_attention"),
+}
+
+
+@contextlib.contextmanager
+def ablated(model: Transformer, heads: Collection[tuple[int, int]], part: str = "attentions") -> Iterator[Transformer]:
+    """Silence some heads for a while: what they would have written is 0 (Michel, Levy and Neubig, 2019, section 2.3).
+
+    Args:
+        model: our Transformer; one of ``transformers`` goes through :func:`course_utils.families.from_huggingface`.
+        heads: pairs of layer and head, both counted from 0.
+        part: of an encoder-decoder ``encoder_attentions``, ``decoder_attentions`` or ``cross_attentions``.
+
+    Yields:
+        The same model, which is whole again at the end.
+
+    Raises:
+        ValueError: there is no such part, layer or head.
+    """
+    blocks = _attentions(model, part)
+    silent: dict[int, list[int]] = {}
+    for layer, head in heads:
+        if not 0 <= layer < len(blocks) or not 0 <= head < blocks[layer].heads:
+            raise ValueError(
+                f"head {head} of layer {layer}: {part} has {len(blocks)} layers of {blocks[0].heads} heads, counted "
+                "from 0"
+            )
+        silent.setdefault(layer, []).append(head)
+
+    def silencer(chosen: list[int], size: int) -> Callable[..., tuple[Tensor]]:
+        def silence(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            states = inputs[0].unflatten(-1, (-1, size)).clone()  # (batch, tokens, heads, size)
+            states[..., chosen, :] = 0
+            return (states.flatten(-2),)
+
+        return silence
+
+    with contextlib.ExitStack() as stack:
+        for layer, chosen in silent.items():
+            output = blocks[layer].output
+            stack.enter_context(output.register_forward_pre_hook(silencer(chosen, blocks[layer].head_size)))
+        yield model
+
+
+def ablation_effects(
+    model: nn.Module, measure: Callable[[Transformer], float], part: str = "attentions"
+) -> Float[Tensor, "layers heads"]:
+    """Silence each head alone, and see how much a measure changes: what the model loses with this head.
+
+    Other heads may do the same work, so that a head can matter and its effect be small (Michel et al., 2019; backup
+    heads: Wang et al., 2023, section 3).
+
+    Args:
+        model: ours, or one of ``transformers`` of a family that :func:`course_utils.families.from_huggingface` takes.
+        measure: what is measured, for example the mean loss on a text; called in evaluation mode without gradients.
+        part: see :func:`ablated`.
+
+    Returns:
+        The measure without the head minus that of the whole model, for each head.
+
+    Raises:
+        ValueError: there is no such part, or the family is not supported.
+    """
+    ours = model if isinstance(model, Transformer) else from_huggingface(model)
+    with training.modes(ours, training=False), torch.no_grad():
+        whole = float(measure(ours))
+        blocks = _attentions(ours, part)
+        effects = torch.zeros(len(blocks), blocks[0].heads)
+        for layer, block in enumerate(blocks):
+            for head in range(block.heads):
+                with ablated(ours, [(layer, head)], part):
+                    effects[layer, head] = float(measure(ours)) - whole
+    return effects
+
+
+def logit_lens(
+    model: nn.Module, input_ids: Int[Tensor, "batch tokens"], attention_mask: Mask | None = None
+) -> Float[Tensor, "states batch tokens vocabulary"]:
+    """Ask the model after each layer what it would predict if it ended there: its last norm and its head on each state.
+
+    nostalgebraist (2020), "interpreting GPT: the logit lens". Early states were never trained to be read this way.
+
+    Args:
+        model: a decoder or an encoder with a head, ours or one of ``transformers``.
+        input_ids: the tokens.
+        attention_mask: 1 for real tokens, 0 for padding.
+
+    Returns:
+        Logits for the embeddings and for the states behind each layer; the last ones are the model's own.
+
+    Raises:
+        ValueError: the model has two stacks or no head, or its family is not supported.
+    """
+    ours = model if isinstance(model, Transformer) else from_huggingface(model)
+    if ours.config.kind == "encoder-decoder" or not ours.config.head:
+        raise ValueError(
+            f"logit_lens() needs a decoder or an encoder with a head, not kind={ours.config.kind!r} with "
+            f"head={ours.config.head}"
+        )
+    stack: Any = ours.encoder if ours.decoder is None else ours.decoder
+    device = ours.embeddings.weight.device
+    mask = None if attention_mask is None else attention_mask.to(device)
+    with training.modes(ours, training=False), torch.no_grad():
+        output = ours(input_ids.to(device), mask, return_hidden_states=True)
+        assert output.hidden_states is not None
+        states = list(output.hidden_states)
+        if stack.final_norm is not None:
+            states[:-1] = [stack.final_norm(state) for state in states[:-1]]  # the last one has passed it
+        return torch.stack([ours.logits(state) for state in states])
+
+
+def _attentions(model: Transformer, part: str) -> list[Any]:
+    """Return the attention modules of a part, one a layer."""
+    both = model.config.kind == "encoder-decoder"
+    parts = [name for name in PARTS if (name == "attentions") != both]
+    if part not in parts:
+        raise ValueError(f"part={part!r}: of this model expected one of {', '.join(parts)}")
+    stack, name = PARTS[part]
+    home: Any = model.encoder if stack == "encoder" or model.decoder is None else model.decoder
+    return [getattr(block, name) for block in home.layers]
 
 
 # --- heads that form while one looks on

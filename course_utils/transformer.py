@@ -788,7 +788,7 @@ class Transformer(nn.Module):
             if self.config.padding_id is not None and position_ids is None:
                 position_ids = _places(input_ids != self.config.padding_id)
             hidden, states, maps, _ = stack(embedded, mask, position_ids=position_ids, cache=layers, **switches)
-            return ModelOutput(self._logits(hidden), hidden, states, maps, cache=cache)
+            return ModelOutput(self.logits(hidden), hidden, states, maps, cache=cache)
         assert self.encoder is not None and self.decoder is not None and decoder_input_ids is not None
         output = ModelOutput(cache=cache)
         if cache is not None and cache.encoder_output is not None:
@@ -811,7 +811,7 @@ class Transformer(nn.Module):
             **switches,
         )
         output.encoder_last_hidden_state, output.last_hidden_state = context, hidden
-        output.logits = self._logits(hidden)
+        output.logits = self.logits(hidden)
         return output
 
     def parameter_count(self) -> int:
@@ -866,8 +866,12 @@ class Transformer(nn.Module):
             embedded = embedded + self.segments(types)
         return embedded
 
-    def _logits(self, hidden: Tensor) -> Tensor | None:
-        """Return the scores of the vocabulary, (batch, tokens, vocabulary), or None where there is no head."""
+    def logits(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens vocabulary"] | None:
+        """Return the scores of the vocabulary, or None where there is no head.
+
+        Args:
+            hidden: states behind the last block and the final norm.
+        """
         if not self.config.head:
             return None
         if isinstance(self.transform, nn.ModuleDict):

@@ -12,12 +12,16 @@ from course_utils import training
 from course_utils.interpretability import (
     FormingHeads,
     Snapshot,
+    ablated,
+    ablation_effects,
     attention_maps,
+    attention_rollout,
     duplicate_token_score,
     entropy,
     first_token_score,
     head_scores,
     induction_score,
+    logit_lens,
     previous_token_score,
     repeated_tokens,
     watch_heads_form,
@@ -451,3 +455,131 @@ def test_where_the_loss_drops_and_the_score_rises_refuses_too_short_a_training()
 def test_refuses_settings_out_of_range(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         watch_heads_form(progress=False, **change)
+
+
+# --- what flows, what is lost, what is known
+
+
+def test_rollout_of_known_maps():
+    before, itself = looking(PATTERNS["previous"]), looking(PLACES)
+    assert torch.equal(attention_rollout([itself, itself])[0], torch.eye(2 * LENGTH))
+    found = attention_rollout([before, before])[1]
+    assert found[5, 3:6].tolist() == [0.25, 0.5, 0.25] and found[5].sum() == 1
+    first, everywhere = looking(PATTERNS["first"]), looking(PLACES * 0, share=0.0)
+    found = attention_rollout([torch.cat([first, everywhere], 1)])[0]
+    assert found[3].tolist()[:5] == pytest.approx([0.25 + 0.25 / 4, 0.25 / 4, 0.25 / 4, 0.5 + 0.25 / 4, 0])
+    order = attention_rollout([first, before])[0]  # the layers do not commute: first at the bottom
+    assert order[5].tolist()[:6] == [0.5, 0, 0, 0, 0.25, 0.25]
+
+
+def test_rollout_does_without_padding():
+    maps = [torch.rand(2, 3, 9, 9).softmax(-1) for _ in range(3)]
+    mask = torch.ones(2, 9)
+    mask[0, :4] = 0
+    masked = attention_rollout(maps, mask)
+    assert masked[0, :4].abs().max() == 0 and masked[0, :, :4].abs().max() == 0
+    assert torch.allclose(masked.sum(-1), mask)
+    alone = [layer[:1, :, 4:, 4:].mean(1, keepdim=True) for layer in maps]
+    alone = [layer / layer.sum(-1, keepdim=True) for layer in alone]
+    assert torch.allclose(masked[0, 4:, 4:], attention_rollout(alone)[0], atol=1e-6)
+    with pytest.raises(ValueError, match="no layers"):
+        attention_rollout([])
+
+
+def small(kind="decoder", **switches):
+    torch.manual_seed(1)
+    return Transformer(TransformerConfig(31, kind=kind, width=12, layers=2, heads=3, **switches)).double().eval()
+
+
+@pytest.mark.parametrize("part", ["attentions", "encoder_attentions", "decoder_attentions", "cross_attentions"])
+def test_a_silent_head_is_one_whose_output_weights_are_nothing(part):
+    model = small("decoder" if part == "attentions" else "encoder-decoder")
+    ids = torch.randint(0, 31, (2, 8))
+    inputs = {"input_ids": ids} if part == "attentions" else {"input_ids": ids, "decoder_input_ids": ids}
+    whole = model(**inputs).logits
+    with ablated(model, [(1, 0), (1, 2), (0, 1)], part) as same:
+        assert same is model
+        silent = model(**inputs).logits
+    assert torch.equal(model(**inputs).logits, whole)
+    home = model.encoder if part == "encoder_attentions" else model.decoder
+    for layer, head in ((1, 0), (1, 2), (0, 1)):
+        block = home.layers[layer]
+        attention = block.cross_attention if part == "cross_attentions" else block.attention
+        with torch.no_grad():
+            attention.output.weight[:, 4 * head : 4 * head + 4] = 0
+    assert (model(**inputs).logits - silent).abs().max() < 1e-12 < (silent - whole).abs().max()
+
+
+def test_silenced_heads_speak_again_after_an_error():
+    model, ids = small(), torch.randint(0, 31, (1, 6))
+    whole = model(ids).logits
+    with pytest.raises(RuntimeError, match="stop"), ablated(model, [(0, 0)]):
+        raise RuntimeError("stop")
+    assert torch.equal(model(ids).logits, whole)
+
+
+@pytest.mark.parametrize(
+    "heads, part, message",
+    [
+        ([(2, 0)], "attentions", "head 0 of layer 2: attentions has 2 layers of 3 heads"),
+        ([(0, -1)], "attentions", "head -1 of layer 0"),
+        ([(0, 0)], "cross_attentions", "of this model expected one of attentions"),
+    ],
+)
+def test_refuses_heads_that_are_not_there(heads, part, message):
+    with pytest.raises(ValueError, match=message), ablated(small(), heads, part):
+        pass
+
+
+def test_without_its_induction_head_the_model_no_longer_repeats(forming):
+    """The circuit of two heads, knocked out head by head: what repeats is foreseen with both of them alone."""
+    tokens = repeated_tokens(64, 24, batch=8, seed=5)
+
+    def repeated_loss(model):
+        logits = model(tokens).logits[:, 24:-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 25:].flatten()).item()
+
+    effects = ablation_effects(forming.model, repeated_loss)
+    last = forming.snapshots[-1]
+    induction, previous = int(last.induction[1].argmax()), int(last.previous_token[0].argmax())
+    assert effects.shape == (2, 4)
+    assert effects[1, induction] > 0.5 and effects[0, previous] > 0.5
+    assert effects[1].argmax() == induction
+
+
+def test_effects_in_a_model_of_transformers_are_those_in_ours():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from course_utils.families import from_huggingface
+
+    sizes = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, intermediate_size=9)
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=31, **sizes, attn_implementation="eager")).eval()
+    ids = torch.randint(0, 31, (2, 7))
+
+    def surprise(model):
+        return float(model(ids).logits.logsumexp(-1).mean())
+
+    effects = ablation_effects(theirs, surprise)
+    assert torch.equal(effects, ablation_effects(from_huggingface(theirs), surprise))
+    with torch.no_grad():
+        whole = float(theirs(ids).logits.logsumexp(-1).mean())
+        theirs.model.layers[1].self_attn.o_proj.weight[:, 4:8] = 0
+        assert effects[1, 1] == pytest.approx(float(theirs(ids).logits.logsumexp(-1).mean()) - whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind, place", [("decoder", "pre"), ("encoder", "post")])
+def test_the_logit_lens_ends_with_the_model_s_own_logits(kind, place):
+    model, ids = small(kind, norm_place=place), torch.randint(0, 31, (2, 6))
+    found = logit_lens(model, ids)
+    assert found.shape == (3, 2, 6, 31)
+    assert torch.equal(found[-1], model(ids).logits)
+    states = model(ids, return_hidden_states=True).hidden_states[1]
+    norm = model.decoder.final_norm if kind == "decoder" else torch.nn.Identity()
+    assert torch.allclose(found[1], norm(states) @ model.embeddings.weight.T)
+
+
+def test_the_logit_lens_refuses_models_of_two_stacks_or_without_a_head():
+    for model in (small("encoder-decoder"), small(head=False)):
+        with pytest.raises(ValueError, match="a decoder or an encoder with a head"):
+            logit_lens(model, torch.zeros(1, 3, dtype=torch.long))

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -208,11 +209,11 @@ def test_answers_in_batches_are_those_one_by_one(tokenizer, model):
 
 def test_fine_tuning_leaves_the_model_alone_and_repeats(tokenizer, model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    one, two = (seq2seq.fine_tune(model, tokenizer, seed=3, steps=2) for _ in range(2))
+    one, two = (seq2seq.fine_tune(lambda: copy.deepcopy(model), tokenizer, seed=3, steps=2) for _ in range(2))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     assert not torch.equal(one.shared.weight, model.shared.weight)
-    raw = seq2seq.fine_tune(None, tokenizer, seed=3, steps=1)
+    raw = seq2seq.fine_tune(seq2seq.unwired, tokenizer, seed=3, steps=1)
     assert (raw.shared.weight - one.shared.weight).abs().max() > 0.5
 
 

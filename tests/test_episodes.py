@@ -44,14 +44,24 @@ def test_pairs_of_categories_of_the_held_out_split_are_never_told_apart_in_train
     assert not known & kept, "new label words are tested on known pairs, so that one thing is new at a time"
 
 
-def test_functions_and_shapes_of_the_held_out_split_are_never_trained_together() -> None:
-    trained = {one.rule for one in drawn("forms", "train")}
-    kept = {one.rule for one in drawn("forms", "held_out")}
+@pytest.mark.parametrize("shapes", [episodes.FEW_SHAPES, len(episodes.SHAPES)])
+def test_functions_and_shapes_of_the_held_out_split_are_never_trained_together(shapes: int) -> None:
+    trained, kept = set(episodes.forms("train", shapes)), set(episodes.forms("held_out", shapes))
     assert not trained & kept
-    assert trained | kept == {f"{function} {shape}" for function in episodes.FUNCTIONS for shape in episodes.SHAPES}
-    for names in (episodes.FUNCTIONS, episodes.SHAPES):
-        for name in names:
-            assert any(rule.startswith(f"{name} ") or rule.endswith(f" {name}") for rule in trained)
+    assert trained | kept == set(itertools.product(episodes.FUNCTIONS, episodes.SHAPES[:shapes]))
+    assert {function for function, _ in trained} == set(episodes.FUNCTIONS)
+    assert {shape for _, shape in trained} == set(episodes.SHAPES[:shapes])
+    assert len(kept) == pytest.approx(len(trained) / 4, rel=0.15)
+    for split, allowed in (("train", trained), ("held_out", kept)):
+        generator = random.Random(0)
+        rules = {episodes.episode("forms", generator, 2, split, shapes=shapes).rule for _ in range(2000)}
+        assert rules <= {f"{function} {shape}" for function, shape in allowed}
+        assert len(rules) > 0.95 * len(allowed)
+
+
+def test_formats_of_answers_use_no_word_of_the_world() -> None:
+    assert len(set(episodes.SHAPES)) == len(episodes.SHAPES) == 40
+    assert not {piece for shape in episodes.SHAPES for piece in shape.split()} & set(episodes.WORDS)
 
 
 def test_categories_of_the_held_out_split_are_never_asked_for_in_training() -> None:

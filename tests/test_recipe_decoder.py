@@ -170,3 +170,13 @@ def test_the_model_begins_with_the_circuit_of_induction(model: object) -> None:
     assert right["wired"] > 0.4 and right["random"] < 0.05
     wired = dict(model.named_parameters())
     assert all(weight.requires_grad for weight in wired.values())
+
+
+def test_functions_get_all_output_formats_late() -> None:
+    def formats(number: int) -> set[str]:
+        generator = random.Random(0)
+        drawn = [decoder._episode(generator, number) for _ in range(1500)]
+        return {one.rule.split(" ", 1)[1] for one in drawn if one.kind == "forms"}
+
+    assert formats(decoder.MANY_SHAPES - 1) == set(episodes.SHAPES[: episodes.FEW_SHAPES])
+    assert formats(decoder.MANY_SHAPES) == set(episodes.SHAPES)

@@ -15,6 +15,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from course_utils.data.tasks.words import CATEGORIES, CATEGORY_OF
 
@@ -40,8 +41,16 @@ FUNCTIONS: dict[str, tuple[int, Callable[[Sequence[str]], str]]] = {
 }
 """Function to the number of its words and what it returns."""
 
-SHAPES = ("{}", "{} !", "< {} >", "the {}", "{} , {}", "[ {} ]", "it is {}", "{} too")
+SHAPES = (
+    "{}", "{} !", "< {} >", "the {}", "{} , {}", "[ {} ]", "it is {}", "{} too",
+    "( {} )", "so {}", "{} ?", "{} .", "* {} *", "a {}", "my {}", "{} here", "{} now", "this is {}", "say {}",
+    "{} again", "yes , {}", "no , {}", "( {} ) !", "= {} =", "/ {} /", "{} and more", "only {}", "{} alone", "not {}",
+    "we see {}", "{} for you", "{} , yes", "- {} -", "more {}", "that {}", "it was {}", "{} it is", "your {}", "{} /",
+    "{} then",
+)  # fmt: skip
 """Output formats of the functions."""
+FEW_SHAPES = 8
+"""So many of them are enough to begin with, and too few to learn functions and formats apart."""
 
 KINDS = ("labels", "pairs", "forms", "picks", "recall")
 WORDS = tuple(CATEGORY_OF)
@@ -111,20 +120,31 @@ PAIRS = {
     )
     for split in ("train", "held_out")
 }
-FORMS = {
-    split: tuple(
-        form for form in itertools.product(FUNCTIONS, SHAPES) if held_out("form", *form) == (split == "held_out")
-    )
-    for split in ("train", "held_out")
-}
 PICKS = {
     split: tuple(name for name in CATEGORIES if held_out("pick", name) == (split == "held_out"))
     for split in ("train", "held_out")
 }
 
 
+@cache
+def forms(split: str, shapes: int = len(SHAPES)) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a function and an output format of a split.
+
+    Args:
+        split: ``train`` or ``held_out``.
+        shapes: of so many of :data:`SHAPES`.
+    """
+    pairs = itertools.product(FUNCTIONS, SHAPES[:shapes])
+    return tuple(pair for pair in pairs if held_out("form", *pair) == (split == "held_out"))
+
+
 def episode(
-    kind: str, generator: random.Random, examples: int = 9, split: str = "train", style: str | None = None
+    kind: str,
+    generator: random.Random,
+    examples: int = 9,
+    split: str = "train",
+    style: str | None = None,
+    shapes: int = len(SHAPES),
 ) -> Episode:
     """Draw an episode.
 
@@ -136,6 +156,7 @@ def episode(
         examples: number of examples, the question included.
         split: ``train`` or ``held_out``.
         style: key of :data:`FORMATS`; drawn if None.
+        shapes: of ``forms``, so many of :data:`SHAPES`.
 
     Raises:
         ValueError: there is no such kind or split, or fewer than one example.
@@ -149,7 +170,7 @@ def episode(
     if kind in ("labels", "pairs"):
         return _labels(kind, generator, examples, split, style)
     if kind == "forms":
-        return _forms(generator, examples, split, style)
+        return _forms(generator, examples, split, style, shapes)
     if kind == "picks":
         return _picks(generator, examples, split, style)
     return recall(generator, pairs=generator.randint(2, 6), examples=examples, style=style)
@@ -190,8 +211,8 @@ def _labels(kind: str, generator: random.Random, examples: int, split: str, styl
     return Episode(kind, rule, tuple(shown), tuple(labels), style)
 
 
-def _forms(generator: random.Random, examples: int, split: str, style: str) -> Episode:
-    function, shape = generator.choice(FORMS[split])
+def _forms(generator: random.Random, examples: int, split: str, style: str, shapes: int) -> Episode:
+    function, shape = generator.choice(forms(split, shapes))
     count, apply = FUNCTIONS[function]
     shown = []
     for _ in range(examples):

@@ -227,7 +227,7 @@ def _bert_names(head: str, norm: str) -> dict[str, tuple[str, ...]]:
 
 
 def _t5_names() -> dict[str, tuple[str, ...]]:
-    names = {"shared.weight": ("embeddings.weight",), "lm_head.weight": ("head_weight",)}
+    names: dict[str, tuple[str, ...]] = {"shared.weight": ("embeddings.weight",), "lm_head.weight": ("head_weight",)}
     for stack, last in (("encoder", 1), ("decoder", 2)):
         block, ours = f"{stack}.block.*.layer", f"{stack}.layers.*"
         parts = [("0.SelfAttention", "attention")] + [("1.EncDecAttention", "cross_attention")] * (last - 1)
@@ -244,7 +244,7 @@ def _t5_names() -> dict[str, tuple[str, ...]]:
 
 
 def _bart_names() -> dict[str, tuple[str, ...]]:
-    names = {
+    names: dict[str, tuple[str, ...]] = {
         "shared.weight": ("embeddings.weight",),
         "lm_head.weight": ("head_weight",),
         "final_logits_bias": ("head_bias",),
@@ -393,8 +393,8 @@ def config_from_huggingface(model: nn.Module) -> TransformerConfig:
     switches["activation"] = ACTIVATION_NAMES[activation]
     if type(model).__name__ == family.classes[0]:
         switches |= {"head": False, "head_bias": False, "head_transform": False, "scaled_logits": False}
-    reads: Any = model.get_input_embeddings()
-    writes: Any = model.get_output_embeddings()
+    loaded: Any = model
+    reads, writes = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     return TransformerConfig(**switches, tied_embeddings=writes is None or writes.weight is reads.weight)
 
 

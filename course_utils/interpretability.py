@@ -486,7 +486,8 @@ def logit_lens(
         states = list(output.hidden_states)
         if stack.final_norm is not None:
             states[:-1] = [stack.final_norm(state) for state in states[:-1]]  # the last one has passed it
-        return torch.stack([ours.logits(state) for state in states])
+        logits = [ours.logits(state) for state in states]
+        return torch.stack([each for each in logits if each is not None])
 
 
 def _attentions(model: Transformer, part: str) -> list[Any]:

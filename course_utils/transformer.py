@@ -856,8 +856,8 @@ class Transformer(nn.Module):
     def _embed(self, name: str, ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the tokens' embeddings, (batch, tokens, width), without positions."""
         _check_ids(name, ids, self.config.vocabulary_size, "the vocabulary")
-        of_decoder = name == "decoder_input_ids" and self.decoder_embeddings is not None
-        embedded = (self.decoder_embeddings if of_decoder else self.embeddings)(ids)
+        table = self.decoder_embeddings if name == "decoder_input_ids" else None
+        embedded = (table or self.embeddings)(ids)
         if self.config.scaled_embeddings:
             embedded = embedded * math.sqrt(self.config.width)
         if self.segments is not None:

@@ -145,8 +145,9 @@ class Curriculum:
             return _padded([_segments(self.tokenizer, generator) for _ in range(24)])
         if kind == "episodes":
             return _padded([encoded(self.tokenizer, _episode(generator, number)) for _ in range(24)])
-        draw, rows = {"recall": (_recall, 24), "prompts": (_prompt, 12)}[kind]
-        return _padded([encoded(self.tokenizer, draw(generator)) for _ in range(rows)])
+        if kind == "prompts":
+            return _padded([encoded(self.tokenizer, _prompt(generator)) for _ in range(12)])
+        return _padded([encoded(self.tokenizer, _recall(generator)) for _ in range(24)])
 
 
 FIRST_STEPS = 300

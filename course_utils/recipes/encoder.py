@@ -165,7 +165,9 @@ def evaluate(model: Any, tokenizer: Any, quick: bool = False, seeds: Sequence[in
     told = task_texts(tokenizer, "held_out", 0, share=0.01 if quick else 0.1)
     results = fill_mask(model, tokenizer, "documentation", library, seeds, rows)
     results += fill_mask(model, tokenizer, "texts of the tasks", told, seeds, rows)
-    ways = {"linear probe": probe} if quick else {"linear probe": probe, "fine-tuning": fine_tune}
+    ways: dict[str, Callable[..., Classifier]] = (
+        {"linear probe": probe} if quick else {"linear probe": probe, "fine-tuning": fine_tune}
+    )
     tested = 40 if quick else TESTED
     for task, measure in (("sentiment", "accuracy"), ("entities", "F1 over tokens")):
         for way, learn in ways.items():

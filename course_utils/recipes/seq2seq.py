@@ -368,7 +368,7 @@ def _batch(inputs: list[Tensor], targets: list[Tensor]) -> Batch:
     return {**batch, "labels": labels, "decoder_input_ids": shift_right(labels)}
 
 
-def _hidden(rows: list[tuple[Tensor, Tensor | None]], objective: SpanCorruption) -> Batch:
+def _hidden(rows: Sequence[tuple[Tensor, Tensor | None]], objective: SpanCorruption) -> Batch:
     """Texts and what is hidden of each, as a batch; None hides nothing, and the whole text is to be written."""
     end = torch.tensor([objective.eos])
     parts = [(ids, ids) if noise is None else corrupt(ids, noise, objective.sentinels) for ids, noise in rows]

@@ -320,7 +320,7 @@ def _part(
             "there are no attention maps: ask the model for them (output_attentions=True) and load it with "
             "attn_implementation='eager', whose kernels return them"
         )
-    arrays = []
+    arrays: list[torch.Tensor] = []
     for number, layer in enumerate(layers):
         tensor = torch.as_tensor(layer).detach().cpu().float()
         if tensor.ndim == 4:

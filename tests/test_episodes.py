@@ -44,6 +44,14 @@ def test_pairs_of_categories_of_the_held_out_split_are_never_told_apart_in_train
     assert not known & kept, "new label words are tested on known pairs, so that one thing is new at a time"
 
 
+def test_answers_to_look_up_in_the_held_out_split_are_never_answers_in_training() -> None:
+    trained = {answer for one in drawn("recall", "train") for _, answer in one.examples}
+    for one in drawn("recall", "held_out"):
+        assert not trained & {answer for _, answer in one.examples}
+        assert one.examples[-1] in one.examples[:-1]
+        assert one.answer in one.candidates
+
+
 @pytest.mark.parametrize("shapes", [episodes.FEW_SHAPES, len(episodes.SHAPES)])
 def test_functions_and_shapes_of_the_held_out_split_are_never_trained_together(shapes: int) -> None:
     trained, kept = set(episodes.forms("train", shapes)), set(episodes.forms("held_out", shapes))

@@ -151,7 +151,7 @@ def episode(
     Args:
         kind: ``labels`` (held out: label words never used as labels), ``pairs`` (held out: categories never told
             apart, with labels of training), ``forms`` (held out: function and shape never seen together), ``picks``
-            (held out: categories never asked for) or ``recall`` (no split).
+            (held out: categories never asked for) or ``recall`` (held out: answers never used as answers).
         generator: source of randomness.
         examples: number of examples, the question included.
         split: ``train`` or ``held_out``.
@@ -173,10 +173,12 @@ def episode(
         return _forms(generator, examples, split, style, shapes)
     if kind == "picks":
         return _picks(generator, examples, split, style)
-    return recall(generator, pairs=generator.randint(2, 6), examples=examples, style=style)
+    return recall(generator, pairs=generator.randint(2, 6), examples=examples, style=style, split=split)
 
 
-def recall(generator: random.Random, pairs: int, examples: int, style: str, pool: int | None = None) -> Episode:
+def recall(
+    generator: random.Random, pairs: int, examples: int, style: str, pool: int | None = None, split: str = "train"
+) -> Episode:
     """Draw pairs of words that repeat: the answers of all but the first showings stand in the prompt.
 
     Args:
@@ -185,12 +187,17 @@ def recall(generator: random.Random, pairs: int, examples: int, style: str, pool
         examples: number of examples, the question included.
         style: key of :data:`FORMATS`.
         pool: draw from the first so many words only.
+        split: in ``held_out`` the answers are words that never are an answer in training, and the question has been
+            answered before.
     """
     words = WORDS[:pool]
     keys = generator.sample(words, pairs)
-    values = {key: generator.choice(LABELS["train"] if pool is None else words) for key in keys}
+    values = {key: generator.choice(LABELS[split] if pool is None else words) for key in keys}
     drawn = [generator.choice(keys) for _ in range(examples)]
-    return Episode("recall", "recall", tuple((key, values[key]) for key in drawn), tuple(values.values()), style)
+    if split == "held_out" and examples > 1:
+        drawn[-1] = generator.choice(drawn[:-1])
+    rule = ", ".join(f"{key}={value}" for key, value in values.items())
+    return Episode("recall", rule, tuple((key, values[key]) for key in drawn), tuple(values.values()), style)
 
 
 def _labels(kind: str, generator: random.Random, examples: int, split: str, style: str) -> Episode:

@@ -376,7 +376,8 @@ def test_all_shipped_models_load_in_three_seconds():
         "import time, torch, transformers; from course_utils import models;"
         "from transformers import AutoTokenizer, BertForMaskedLM, LlamaForCausalLM, T5ForConditionalGeneration;"
         "torch.set_num_threads(1); begin = time.process_time();"
-        "[models.load(one.name) for one in models.embedded_models().values() if one.parameters]; print(time.process_time() - begin)"
+        "[models.load(one.name) for one in models.embedded_models().values() if one.parameters];"
+        "print(time.process_time() - begin)"
     )
     runs = []
     for _ in range(3):

@@ -247,7 +247,7 @@ def test_quick_evaluations_give_results(monkeypatch, tokenizer, library, model):
     results = {one.name: one for one in seq2seq.base_evaluate(model, tokenizer, quick=True, seeds=(0, 1))}
     as_it_comes = results["exact match, held-out summaries, as it comes"]
     assert as_it_comes.value == 0 and as_it_comes.items == 2 * seq2seq.QUICK_ITEMS and as_it_comes.seeds == 2
-    assert results["hidden tokens of unseen dialogues"].value < 0.05
+    assert results["hidden tokens of unseen dialogues"].value < 0.45  # what the wired circuits copy untrained
     assert not results["hidden tokens of unseen dialogues"].holds
     monkeypatch.setattr(tasks, "TASKS", {name: tasks.TASKS[name] for name in ("plural", "sentiment", "reviewed")})
     results = {one.name: one for one in seq2seq.instruct_evaluate(model, tokenizer, quick=True, seeds=(0,))}

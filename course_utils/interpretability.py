@@ -380,6 +380,7 @@ PARTS = {
     "decoder_attentions": ("decoder", "attention"),
     "cross_attentions": ("decoder", "cross_attention"),
 }
+"""Name of the maps to the stack and the module of its blocks that make them."""
 
 
 @contextlib.contextmanager

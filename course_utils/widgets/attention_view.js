@@ -56,6 +56,7 @@ async function start(host) {
   let score, least, shown;
   const dim = () => {
     const values = part.s[score.value];
+    least.max = Math.max(1, ...(values || [])).toFixed(2);
     shown.textContent = (+least.value).toFixed(2);
     grid.querySelectorAll("button").forEach((button, number) => button.classList.toggle("dim", !!values && values[number] < +least.value));
   };

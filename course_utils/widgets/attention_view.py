@@ -116,7 +116,6 @@ class AttentionView:
         ids = made["input_ids"]
         if not ids.numel():
             raise ValueError(f"text={text!r} has no token: give at least one word")
-        second = _second(made, ids)
         config: Any = getattr(model, "config", None)
         both = getattr(config, "is_encoder_decoder", getattr(config, "kind", "") == "encoder-decoder")
         if target is not None and not both:
@@ -140,14 +139,11 @@ class AttentionView:
         source, wrote = _texts(tokenizer, ids[0]), _texts(tokenizer, queries[0])
         view.parts = []
         for part, layers in maps.items():
-            rows, columns = (wrote if part in ("decoder_attentions", "cross_attentions") else source), source
-            tokens = queries if part == "decoder_attentions" else ids
-            if part == "decoder_attentions":
-                columns = wrote
-            cross = part == "cross_attentions"
-            view.parts.append(
-                _part(NAMES[part], rows, columns, layers, None if both else second, None if cross else tokens)
-            )
+            rows, columns, tokens = {
+                "decoder_attentions": (wrote, wrote, queries),
+                "cross_attentions": (wrote, source, None),
+            }.get(part, (source, source, ids))
+            view.parts.append(_part(NAMES[part], rows, columns, layers, None if both else _second(made), tokens))
         return view
 
     def summary(self, layer: int = 0, head: int = 0, part: int = 0) -> str:
@@ -257,10 +253,12 @@ class AttentionView:
         layers, heads = part.levels.shape[:2]
         if layer is None:
             fig, axes = figure(1 + 0.6 * heads, 1 + 0.6 * layers)
-            axes.imshow(np.sqrt(_mosaic(part.levels, 40) / LEVELS), cmap=SEQUENTIAL, vmin=0, vmax=1)
-            size = _mosaic(part.levels, 40).shape
-            axes.set_xticks((np.arange(heads) + 0.5) * size[1] / heads, [str(one + 1) for one in range(heads)])
-            axes.set_yticks((np.arange(layers) + 0.5) * size[0] / layers, [str(one + 1) for one in range(layers)])
+            mosaic = _mosaic(part.levels, 40)
+            axes.imshow(np.sqrt(mosaic / LEVELS), cmap=SEQUENTIAL, vmin=0, vmax=1)
+            axes.set_xticks((np.arange(heads) + 0.5) * mosaic.shape[1] / heads, [str(one + 1) for one in range(heads)])
+            axes.set_yticks(
+                (np.arange(layers) + 0.5) * mosaic.shape[0] / layers, [str(one + 1) for one in range(layers)]
+            )
             axes.set(xlabel="head", ylabel="layer", title=part.name)
             return fig
         weights = part.levels[layer, head] / LEVELS
@@ -335,7 +333,7 @@ def _part(
                 f"the maps of layer {number} have shape {tuple(tensor.shape)}, expected (heads, {len(queries)}, "
                 f"{len(keys)}) for {len(queries)} tokens that look and {len(keys)} that are looked at"
             )
-        if tensor.shape != torch.Size([*arrays[0].shape]) if arrays else not tensor.numel():
+        if tensor.shape != (arrays or [tensor])[0].shape or not tensor.numel():
             raise ValueError(f"layer {number} has shape {tuple(tensor.shape)}, expected heads and tokens as in layer 0")
         arrays.append(tensor)
     stacked = torch.stack(arrays)
@@ -346,7 +344,7 @@ def _part(
         )
     if second is not None and not 0 < second < len(queries):
         raise ValueError(f"second={second}: expected the number of a token after the first, below {len(queries)}")
-    square = len(queries) == len(keys) and tuple(queries) == tuple(keys)
+    square = tuple(queries) == tuple(keys)
     causal = square and not bool(stacked.triu(1).any())
     levels = in_levels(stacked.numpy())
     return Part(name, tuple(queries), tuple(keys), levels, causal, _scores(stacked, ids, square), second)
@@ -411,7 +409,7 @@ def _shade(value: float) -> tuple[float, float, float]:
     return 247 - 239 * value, 251 - 203 * value, 255 - 148 * value
 
 
-def _second(made: Any, ids: Any) -> int | None:
+def _second(made: Any) -> int | None:
     """Number of the first token of the second text."""
     sequence = made.sequence_ids(0) if hasattr(made, "sequence_ids") and made.is_fast else []
     return sequence.index(1) if 1 in sequence else None

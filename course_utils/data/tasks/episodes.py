@@ -176,9 +176,7 @@ def episode(
     return recall(generator, pairs=generator.randint(2, 6), examples=examples, style=style, split=split)
 
 
-def recall(
-    generator: random.Random, pairs: int, examples: int, style: str, pool: int | None = None, split: str = "train"
-) -> Episode:
+def recall(generator: random.Random, pairs: int, examples: int, style: str, split: str = "train") -> Episode:
     """Draw pairs of words that repeat: the answers of all but the first showings stand in the prompt.
 
     Args:
@@ -186,13 +184,11 @@ def recall(
         pairs: number of different pairs.
         examples: number of examples, the question included.
         style: key of :data:`FORMATS`.
-        pool: draw from the first so many words only.
         split: in ``held_out`` the answers are words that never are an answer in training, and the question has been
             answered before.
     """
-    words = WORDS[:pool]
-    keys = generator.sample(words, pairs)
-    values = {key: generator.choice(LABELS[split] if pool is None else words) for key in keys}
+    keys = generator.sample(WORDS, pairs)
+    values = {key: generator.choice(LABELS[split]) for key in keys}
     drawn = [generator.choice(keys) for _ in range(examples)]
     if split == "held_out" and examples > 1:
         drawn[-1] = generator.choice(drawn[:-1])

@@ -9,22 +9,34 @@ const make = (tag, into, more = {}, words) => {
   if (into) into.append(node);
   return node;
 };
+const FRAME = 440;
+// What stays as it is costs the browser nothing.
+const put = (node, chosen, text) => {
+  if (node.getAttribute("aria-selected") !== `${chosen}`) node.setAttribute("aria-selected", chosen);
+  if (node.textContent !== text) node.textContent = text;
+};
 const percent = level => (level / 2.55).toFixed(1);
 
 async function start(host) {
   host.dataset.live = "";
-  const parts = JSON.parse(host.dataset.model);
-  const bytes = new Uint8Array(await open(host.dataset.levels).arrayBuffer());
-  let place = 0;
+  const parts = JSON.parse(await open(host.dataset.model).text());
+  const halved = host.dataset.levels[0] === ".";
+  const packed = new Uint8Array(await open(host.dataset.levels.slice(+halved)).arrayBuffer());
+  let place = 0, bytes;
   for (const part of parts) {
     part.k = part.k || part.q;
+    for (const name in part.s) part.s[name] = part.s[name].map(value => value / 100);
     const rows = part.q.length, columns = part.k.length;
     const size = part.c ? rows * (rows + 1) / 2 : rows * columns, begin = place;
-    part.at = (layer, head, row, column) => {
-      if (part.c && column > row) return 0;
-      return bytes[begin + (layer * part.h + head) * size + (part.c ? row * (row + 1) / 2 : row * columns) + column];
-    };
+    part.from = (layer, head, row) => begin + (layer * part.h + head) * size + (part.c ? row * (row + 1) / 2 : row * columns);
+    part.at = (layer, head, row, column) => part.c && column > row ? 0 : bytes[part.from(layer, head, row) + column];
     place += part.l * part.h * size;
+  }
+  // Two levels a byte; what is more than 15 follows behind.
+  bytes = halved ? new Uint8Array(place) : packed;
+  if (halved) for (let at = 0, more = place + 1 >> 1; at < place; at++) {
+    const half = at & 1 ? packed[at >> 1] & 15 : packed[at >> 1] >> 4;
+    bytes[at] = half < 15 ? half : 15 + packed[more++];
   }
   const shadow = host.attachShadow({ mode: "open" });
   make("style", shadow, {}, `__CSS__`);
@@ -42,7 +54,8 @@ async function start(host) {
     const s = Math.sqrt(level / 255);
     return dark ? [22 + 140 * s, 24 + 190 * s, 28 + 227 * s] : [247 - 239 * s, 251 - 203 * s, 255 - 148 * s];
   };
-  const shades = Array.from({ length: 256 }, (_, level) => shade(level));
+  // As canvases keep their pixels: four bytes, opaque.
+  const shades = new Uint32Array(Uint8ClampedArray.from(Array.from({ length: 256 }, (_, level) => [...shade(level), 255]).flat()).buffer);
   let part = parts[0], heads = [[0, 0]], query = 0, key = -1, texts = "all";
 
   const bar = make("div", all, { class: "bar" });
@@ -64,7 +77,7 @@ async function start(host) {
   const left = make("div", panes), middle = make("div", panes), right = make("div", panes);
   const words = make("p", all, { "aria-live": "polite" });
   const legend = make("p", all, { class: "key" });
-  let cell, grid, lines, map, mapContext, queries, keys;
+  let cell, grid, lines, map, marker, queries, keys;
 
   // Which pairs of texts are looked at: a text of its own for each side, where there are two.
   const allowed = (row, column) => {
@@ -76,10 +89,8 @@ async function start(host) {
     canvas.width = columns;
     canvas.height = rows;
     const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
-    for (let row = 0, to = 0; row < rows; row++) for (let column = 0; column < columns; column++, to += 4) {
-      const colour = shades[level(row, column)];
-      image.data[to] = colour[0]; image.data[to + 1] = colour[1]; image.data[to + 2] = colour[2]; image.data[to + 3] = 255;
-    }
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let row = 0, to = 0; row < rows; row++) for (let column = 0; column < columns; column++) pixels[to++] = shades[level(row, column)];
     context.putImageData(image, 0, 0);
   };
   // One tab stop; the arrow keys move inside.
@@ -141,9 +152,10 @@ async function start(host) {
     middle.replaceChildren();
     make("p", middle, {}, "Lines: from a token (left) to where it looks (right)");
     const frame = make("div", middle, { class: "scroll", tabindex: 0, role: "group", "aria-label": "Lines from token to token" });
+    frame.onscroll = sketch;
     const pair = make("div", frame, { class: "lines" });
     queries = make("ul", pair, { role: "listbox", "aria-label": "Tokens that look" });
-    lines = make("canvas", pair, { "aria-hidden": "true" });
+    lines = make("canvas", pair, { width: 130, height: Math.min(20 * Math.max(part.q.length, part.k.length), FRAME), "aria-hidden": "true" });
     keys = make("ul", pair, { role: "listbox", "aria-label": "Tokens that are looked at" });
     const side = (list, tokens, choose) => {
       const items = tokens.map(token => make("li", list, { role: "option", "aria-selected": "false", dir: "auto" }, token));
@@ -155,8 +167,10 @@ async function start(host) {
 
     right.replaceChildren();
     make("p", right, {}, "Matrix: rows look at columns");
-    map = make("canvas", right, { class: "map", tabindex: 0, role: "img" });
+    const square = make("div", right, { class: "square" });
+    map = make("canvas", square, { class: "map", tabindex: 0, role: "img" });
     const longest = Math.max(part.q.length, part.k.length), scale = Math.max(1, Math.floor(360 / longest));
+    marker = make("div", square, { class: "marker" });
     map.style.width = part.k.length * scale + "px";
     map.style.height = part.q.length * scale + "px";
     const point = (row, column) => {
@@ -176,35 +190,33 @@ async function start(host) {
   }
 
   function thumbnails(canvas) {
-    const side = cell - 2, rows = Math.min(part.q.length, side), columns = Math.min(part.k.length, side), small = document.createElement("canvas");
-    const tallest = Math.ceil(part.q.length / rows), widest = Math.ceil(part.k.length / columns);
+    const side = cell - 2, height = part.q.length, width = part.k.length, rows = Math.min(height, side), columns = Math.min(width, side);
+    const edges = Array.from({ length: columns }, (_, column) => Math.ceil((column + 1) * width / columns)), small = document.createElement("canvas");
     canvas.width = cell * part.h;
     canvas.height = cell * part.l;
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = false;
     for (let layer = 0; layer < part.l; layer++) for (let head = 0; head < part.h; head++) {
-      draw(small, rows, columns, (row, column) => {
-        let most = 0;
-        const bottom = Math.min(part.q.length, (row + 1) * tallest), end = Math.min(part.k.length, (column + 1) * widest);
-        for (let y = row * tallest; y < bottom; y++) for (let x = column * widest; x < end; x++) most = Math.max(most, part.at(layer, head, y, x));
-        return most;
-      });
+      const most = new Uint8Array(rows * columns);
+      for (let row = 0; row < height; row++) {
+        const from = part.from(layer, head, row), last = from + (part.c ? row + 1 : width);
+        for (let column = 0, at = from, to = Math.floor(row * rows / height) * columns; column < columns; column++, to++) {
+          const end = Math.min(from + edges[column], last);
+          let level = most[to];
+          for (; at < end; at++) if (bytes[at] > level) level = bytes[at];
+          most[to] = level;
+        }
+      }
+      draw(small, rows, columns, (row, column) => most[row * columns + column]);
       context.drawImage(small, head * cell + 1, layer * cell + 1, side, side);
     }
   }
 
-  function paint() {
-    const [layer, head] = heads[heads.length - 1], level = (row, column) => allowed(row, column) ? part.at(layer, head, row, column) : 0;
-    [...grid.querySelectorAll("button")].forEach((button, number) => {
-      const order = heads.findIndex(one => one[0] * part.h + one[1] === number);
-      button.setAttribute("aria-selected", order >= 0);
-      button.textContent = order >= 0 && heads.length > 1 ? order + 1 : "";
-    });
-    draw(map, part.q.length, part.k.length, level);
-    // Lines of the chosen token, or of all; the weakest are left out.
-    const width = 130, step = 20, context = lines.getContext("2d");
-    lines.width = width;
-    lines.height = step * Math.max(part.q.length, part.k.length);
+  // Lines of the chosen token, or of all, where they can be seen; the weakest are left out.
+  function sketch() {
+    const step = 20, context = lines.getContext("2d");
+    context.reset();
+    context.translate(0, 10 - lines.parentNode.parentNode.scrollTop);
     const faintest = query < 0 && key < 0 || part.q.length > 40 && query < 0 ? 20 : 3;
     heads.forEach((one, order) => {
       context.strokeStyle = colours[order];
@@ -218,16 +230,28 @@ async function start(host) {
           context.globalAlpha = 0.25 + 0.75 * weight / 255;
           context.lineWidth = 1 + 3 * weight / 255;
           context.beginPath();
-          context.moveTo(0, row * step + 10 + 2 * order);
-          context.lineTo(width, column * step + 10 + 2 * order);
+          context.moveTo(0, row * step + 2 * order);
+          context.lineTo(lines.width, column * step + 2 * order);
           context.stroke();
         }
       }
     });
+  }
+
+  function paint() {
+    const [layer, head] = heads[heads.length - 1], level = (row, column) => allowed(row, column) ? part.at(layer, head, row, column) : 0;
+    [...grid.querySelectorAll("button")].forEach((button, number) => {
+      const order = heads.findIndex(one => one[0] * part.h + one[1] === number);
+      put(button, order >= 0, order >= 0 && heads.length > 1 ? `${order + 1}` : "");
+    });
+    draw(map, part.q.length, part.k.length, level);
+    const within = (place, of) => place < 0 ? [0, 100] : [100 * place / of, 100 / of];
+    const [[top, height], [left, width]] = [within(query, part.q.length), within(key, part.k.length)];
+    marker.style.cssText = `top:${top}%;height:${height}%;left:${left}%;width:${width}%`;
+    sketch();
     const mark = (list, tokens, chosen, number) => [...list.children].forEach((item, place) => {
-      item.setAttribute("aria-selected", place === chosen);
       const weight = number(place);
-      item.textContent = weight === null ? tokens[place] : `${tokens[place]} ${percent(weight)} %`;
+      put(item, place === chosen, weight === null ? tokens[place] : `${tokens[place]} ${percent(weight)} %`);
     });
     mark(queries, part.q, query, place => key >= 0 && query < 0 ? level(place, key) : null);
     mark(keys, part.k, key, place => query >= 0 ? level(query, place) : null);

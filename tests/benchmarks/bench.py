@@ -1,4 +1,4 @@
-"""Speed against torch and transformers as ratios, so that a busy machine is fair; and heads that form, over seeds.
+"""Speed against torch and transformers as ratios, so that a busy machine is fair; heads that form; the head viewer.
 
 Run by ``make bench``. Each pair is timed alternately, and the ratio of each pair kept; the median and the range of the
 ratios are shown. With ``--write`` the tables go to ``supplemental/benchmarks.md``; parts that were not run stay there.
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from course_utils.attention import MultiHeadAttention, fused_attention
 from course_utils.interpretability import watch_heads_form
 from course_utils.transformer import Transformer, TransformerConfig
+from tests.benchmarks import viewer
 
 Row = tuple[str, list[float], str]
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,19 @@ def heads_rows(quick: bool) -> list[Row]:
     return [(what, values, target) for (what, target), values in found.items()]
 
 
+def table(measure: Callable[[bool], list[Row]]) -> Callable[[bool], list[str]]:
+    """Return a function that measures and gives the lines of a table."""
+
+    def lines(quick: bool) -> list[str]:
+        shown = ["| what | median | smallest to largest | target |", "| --- | --- | --- | --- |"]
+        for label, values, target in measure(quick):
+            spread = f"{min(values):.3f} to {max(values):.3f}"
+            shown.append(f"| {label} | {statistics.median(values):.3f} | {spread} | {target} |")
+        return shown
+
+    return lines
+
+
 def machine() -> str:
     """Describe the machine in general words."""
     model = platform.processor() or platform.machine()
@@ -197,16 +211,17 @@ PAIRS = (
     "Ratios of times, ours over theirs: below 1 is faster. Each pair was timed alternately in one run, float32 on the "
     "CPU, forward and backward; median and range of the pairs."
 )
-PARTS: dict[str, tuple[str, str, Callable[[bool], list[Row]]]] = {
-    "attention": ("Attention", PAIRS, attention_rows),
-    "training": ("Training", PAIRS, training_rows),
-    "imports": ("Imports", "Each in a fresh process; median and range of the runs.", import_rows),
+PARTS: dict[str, tuple[str, str, Callable[[bool], list[str]]]] = {
+    "attention": ("Attention", PAIRS, table(attention_rows)),
+    "training": ("Training", PAIRS, table(training_rows)),
+    "imports": ("Imports", "Each in a fresh process; median and range of the runs.", table(import_rows)),
     "heads": (
         "Heads that form",
         "`watch_heads_form`: two layers of attention alone, from random weights; median and range over the seeds 0 to "
         "4 (with `--quick` 0 and 1).",
-        heads_rows,
+        table(heads_rows),
     ),
+    "viewer": ("The head viewer", viewer.ABOUT, viewer.lines),
 }
 """Name of a part to its title, what its numbers are, and what measures them."""
 TARGET = ROOT / "supplemental" / "benchmarks.md"
@@ -237,12 +252,9 @@ def main() -> None:
     for name, (title, about, part) in PARTS.items():
         if arguments.only not in (None, name):
             continue
-        lines = ["| what | median | smallest to largest | target |", "| --- | --- | --- | --- |"]
-        print("\n".join([f"\n{title}", *lines]))
-        for label, values, target in part(arguments.quick):
-            shown = f"{min(values):.3f} to {max(values):.3f}"
-            lines.append(f"| {label} | {statistics.median(values):.3f} | {shown} | {target} |")
-            print(lines[-1], flush=True)
+        print(f"\n{title}\n")
+        lines = part(arguments.quick)
+        print("\n".join(lines), flush=True)
         measured[title] = f"{about}\n\nMachine: {machine()}.\n\n" + "\n".join(lines)
     if arguments.write:
         write(measured)

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def server(tmp_path_factory):
     work = tmp_path_factory.mktemp("lab")
     for folder in ("notebooks", "images"):
         shutil.copytree(ROOT / folder, work / "course" / folder, ignore=shutil.ignore_patterns(".ipynb*"))
+    with lab(work) as address:
+        yield address, work / "course"
+
+
+@contextmanager
+def lab(work, **variables):
+    """Run a JupyterLab with its own empty settings on ``work/course``; gives its address."""
     settings = work / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
@@ -58,6 +66,7 @@ def server(tmp_path_factory):
         "JUPYTER_DATA_DIR": str(work / "data"),
         "JUPYTERLAB_SETTINGS_DIR": str(work / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(work / "workspaces"),
+        **variables,
     }
     options = [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--no-browser"]
     options += [f"--ServerApp.root_dir={work / 'course'}", "--allow-root", "--ServerApp.ip=127.0.0.1"]
@@ -67,7 +76,7 @@ def server(tmp_path_factory):
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_until_up(f"{address}/api/status?token={TOKEN}", process, work / "lab.log")
-        yield address, work / "course"
+        yield address
     finally:
         process.terminate()
         process.wait(20)

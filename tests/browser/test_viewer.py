@@ -121,6 +121,30 @@ def test_heads_are_filtered_by_score(show):
     assert dim == [True, False]
 
 
+def test_thumbnails_fill_their_cells_and_lines_follow_the_scrolling(show):
+    page = show(AttentionView([f"t{number}" for number in range(40)], maps_of_themselves(40, heads=12)))
+    pixels = "(one, x, y, wide, high) => [...one.getContext('2d').getImageData(x, y, wide, high).data]"
+    corner = page.locator(".grid canvas").evaluate(f"one => ({pixels})(one, 28, 28, 1, 1)")
+    assert corner == [8, 48, 107, 255]  # the colour of weight 1
+    drawn = f"one => ({pixels})(one, 0, 0, one.width, one.height).some(part => part)"
+    page.locator(".lines li").nth(2).click()
+    assert page.locator(".lines canvas").evaluate(drawn)
+    page.mouse.move(1, 1)  # or the pointer would meet another token
+    frame = page.get_by_role("group", name="Lines from token to token")
+    frame.evaluate("one => one.scrollTop = 300")
+    page.wait_for_timeout(100)
+    assert not page.locator(".lines canvas").evaluate(drawn)
+    assert page.locator(".marker").evaluate("one => [one.style.top, one.style.left, one.style.width]") == [
+        "5%",
+        "0%",
+        "100%",
+    ]
+
+
+def maps_of_themselves(tokens, heads):
+    return [torch.eye(tokens).expand(heads, -1, -1)]
+
+
 def test_hostile_tokens_run_nothing(show):
     page = show(AttentionView(HOSTILE, maps(1, 2, len(HOSTILE))))
     shown = page.get_by_role("listbox", name="Tokens that look").get_by_role("option").all_inner_texts()

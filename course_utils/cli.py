@@ -238,10 +238,9 @@ def models_list(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from course_utils.models import cached, embedded_models, hub_models, roles
-    from course_utils.models.registry import sizes
+    from course_utils.models import cached, embedded_models, hub_models
+    from course_utils.models.registry import roles_of, sizes
 
-    players = {player: role.name for role in roles().values() for player in (role.laptop, role.gpu)}
     table = Table("model", "family", "role", "profile", "parameters", "MB", "licence", "notebooks", "here")
     for model in [*embedded_models().values(), *hub_models().values()]:
         if model.embedded:
@@ -250,8 +249,7 @@ def models_list(context: typer.Context) -> None:
             here = "cached" if cached(model.name) else "no"
         profile = "laptop" if model.embedded else "gpu"
         used = ", ".join(model.notebooks)
-        role = players.get(model.name, "")
-        table.add_row(model.name, model.family, role, profile, *sizes(model), model.licence, used, here)
+        table.add_row(model.name, model.family, roles_of(model.name), profile, *sizes(model), model.licence, used, here)
     Console().print(table)
 
 

@@ -393,7 +393,7 @@ def test_all_shipped_models_load_in_three_seconds():
 
 def test_the_registry_is_whole():
     hub_side, embedded_side = models.hub_models(), models.embedded_models()
-    assert set(models.roles()) == {"decoder", "encoder", "seq2seq", "instruct"}
+    assert set(models.roles()) == {"decoder", "encoder", "seq2seq", "instruct", "heads"}
     for role in models.roles().values():
         assert role.laptop in embedded_side and role.gpu in hub_side
     assert {model.family for model in hub_side.values()} == {

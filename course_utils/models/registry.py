@@ -101,6 +101,15 @@ def hub_models() -> dict[str, Model]:
     }
 
 
+def roles_of(name: str) -> str:
+    """Return the roles that a model plays, as one shows them; empty where it plays none.
+
+    Args:
+        name: embedded name or hub id.
+    """
+    return ", ".join(role.name for role in roles().values() if name in (role.laptop, role.gpu))
+
+
 def seal() -> dict[str, str]:
     """List the SHA-256 of every embedded model's weights, so that a damaged file is noticed when it is loaded.
 
@@ -137,9 +146,6 @@ def check_embedded(name: str) -> None:
 
 def table() -> str:
     """Return the registry as a Markdown table, with a line on what is not pinned yet."""
-    players: dict[str, str] = {}
-    for role in roles().values():
-        players |= {role.laptop: role.name, role.gpu: role.name}
     lines = [
         "| model | family | role | profile | revision | parameters | MB | licence | notebooks |",
         "| --- | --- | --- | --- | --- | ---: | ---: | --- | --- |",
@@ -150,7 +156,7 @@ def table() -> str:
         cells = [
             name,
             model.family,
-            players.get(model.name, ""),
+            roles_of(model.name),
             "laptop" if model.embedded else "gpu",
             ("in this repository" if model.parameters else "in the making")
             if model.embedded

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
 
 from course_utils.interpretability import attention_maps, head_scores
-from course_utils.models import EMBEDDED, load
+from course_utils.models import load
 from course_utils.recipes.tokenizer import tokenizer
 from course_utils.widgets.attention_view import LEVELS, AttentionView, _script, in_levels
 
@@ -149,8 +149,6 @@ def test_an_encoder_decoder_has_three_parts():
 
 @pytest.mark.parametrize("name", ["course-decoder", "course-encoder", "course-instruct"])
 def test_embedded_models_are_viewed(name):
-    if not (EMBEDDED / name / "model.safetensors").exists():
-        pytest.skip(f"{name} is not trained yet: course train {name}")
     loaded = load(name, profile="laptop")
     view = AttentionView.from_model(loaded.model, loaded.tokenizer, "summarize: the array is not the matrix")
     assert len(view._fragment()) < 60_000

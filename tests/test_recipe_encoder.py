@@ -142,8 +142,6 @@ def test_the_shipped_model_fills_masks_and_its_states_hold_entities(tokenizer):
     """A quick evaluation: the bounds hold on a small part too."""
     from course_utils import models
 
-    if not (models.EMBEDDED / "course-encoder" / "model.safetensors").exists():
-        pytest.skip("course-encoder is not trained yet: course train course-encoder")
     results = encoder.evaluate(models.load("course-encoder", profile="laptop").model, tokenizer, quick=True)
     named = {result.name: result for result in results}
     assert len(named) == len(results) == 12 and all(result.holds for result in results)

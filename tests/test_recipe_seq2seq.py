@@ -1,5 +1,6 @@
 import copy
 import itertools
+import random
 
 import pytest
 import torch
@@ -179,6 +180,25 @@ def test_instructions_cover_the_training_tasks_and_no_other(tokenizer):
             if task.name == "summary":
                 assert not any(reserved("given name", name) for name in dialogues.entities(text) if name in GIVEN)
     assert seen == set(tasks.names(held_out=False))
+
+
+def test_mixing_rates_name_tasks_that_are_trained_on():
+    assert set(seq2seq.SHARES) | set(seq2seq.SHORTENED) <= set(tasks.names(held_out=False))
+
+
+@pytest.mark.parametrize("name", seq2seq.SHORTENED)
+def test_shortened_items_still_hold_their_answer(name):
+    chance, shorter = random.Random(0), 0
+    for text, target in tasks.TASKS[name].generate("train", 200, seed=1):
+        left = seq2seq._shortened(text, target, chance)
+        question, passage = left.split("? ")
+        assert text.startswith(f"{question}? ") and f"{target}" in passage and passage.endswith(".")
+        sentences = passage.removesuffix(".").split(". ")
+        whole = text.split("? ")[1].removesuffix(".").split(". ")
+        assert [one for one in whole if one in sentences] == sentences  # the same order, nothing new
+        assert [one for one in whole if target in one] == [one for one in sentences if target in one]
+        shorter += len(sentences) < len(whole)
+    assert 120 < shorter < 200
 
 
 GIVEN = {name for split in dialogues.GIVEN.values() for name in split}

@@ -91,8 +91,6 @@ def test_batches_are_a_function_of_their_number(name: str) -> None:
 def test_the_card_is_what_its_code_writes_from_the_record(name: str) -> None:
     from course_utils.models.registry import EMBEDDED
 
-    if not (EMBEDDED / name / "model.safetensors").exists():
-        pytest.skip(f"{name} is not trained yet: course train {name}")
     recipe = recipes()[name]
     record = json.loads((EMBEDDED / name / "training.json").read_text())
     stored = (CARDS / f"{name}.md").read_text(encoding="utf-8")

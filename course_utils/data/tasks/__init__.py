@@ -39,7 +39,9 @@ def _speakers(text: str) -> str:
 _MODULES = (reviews, topics, entities, questions, bilingual, conversions, word_forms, categories)
 TASKS = {task.name: task for module in _MODULES for task in module.TASKS}
 """Every task by its name."""
-TASKS["summary"] = Task("summary", "Summarise the dialogue.", "summary", "summarize: ", "dialogues", _dialogues)
+TASKS["summary"] = Task(
+    "summary", "Summarise the dialogue.", "summary", "summarize: ", "dialogues", _dialogues, closed=False
+)
 TASKS["speakers"] = Task("speakers", "Who speaks?", "summary", "speakers: ", "dialogues", _dialogues, held_out=True)
 
 

@@ -35,7 +35,7 @@ class Task:
         prefix: stands before the input in a prompt.
         source: name of what draws the inputs: tasks of one source get the same inputs for the same seed.
         draw: ``draw(split, items, seed)`` gives the items of the source.
-        closed: there is one right answer, which exact match scores.
+        closed: there is one right answer, which exact match scores; a summary can be right in other words.
         labels: all possible targets, where they are few, else None.
         held_out: no model of the course is trained on this task.
     """

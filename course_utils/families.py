@@ -506,3 +506,45 @@ def palm_block(width: int, heads: int, *, layers: int = 1, vocabulary_size: int 
         ValueError: a switch is out of range.
     """
     return Transformer(TransformerConfig(vocabulary_size, width=width, heads=heads, layers=layers, **(PALM | switches)))
+
+
+def family_of(config: TransformerConfig) -> str:
+    """Say which published family a row of switches is, by the switches that tell it apart.
+
+    Args:
+        config: the switches of one of the families of this module, of any size.
+
+    Returns:
+        ``BERT``, ``RoBERTa``, ``GPT-2``, ``LLaMA``, ``PaLM``, ``BLOOM``, ``T5``, ``T5 1.1`` or ``BART``.
+    """
+    if config.kind == "encoder":
+        return "BERT" if config.padding_id is None else "RoBERTa"
+    if config.kind == "encoder-decoder":
+        if config.positions == "learned":
+            return "BART"
+        return "T5 1.1" if config.gated else "T5"
+    if config.positions == "rotary":
+        return "PaLM" if config.parallel else "LLaMA"
+    return "BLOOM" if config.positions == "alibi" else "GPT-2"
+
+
+def switch_row(config: TransformerConfig) -> dict[str, str]:
+    """Return the switches in which the families differ, in words: the names of columns and what stands there.
+
+    Args:
+        config: the configuration; its sizes do not show.
+    """
+    norm = "RMSNorm" if config.norm == "rmsnorm" else "LayerNorm" if config.norm_bias else "LayerNorm, no bias"
+    activation = {"silu": "SiLU", "relu": "ReLU"}.get(config.activation, "GELU")
+    biases = {(True, True): "yes", (False, False): "no"}.get((config.attention_bias, config.mlp_bias), "some")
+    shared = {config.heads: "one a head", 1: "one for all"}.get(config.groups, "one for a group")
+    return {
+        "kind": config.kind,
+        "positions": config.positions,
+        "norm": norm,
+        "norm stands": config.norm_place + (", and on embeddings" if config.embedding_norm else ""),
+        "feed-forward": f"gated {activation}" if config.gated else activation,
+        "biases": biases,
+        "keys and values": shared,
+        "block": "side by side" if config.parallel else "one by one",
+    }

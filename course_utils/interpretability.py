@@ -178,6 +178,18 @@ def _checked(
     return real
 
 
+def induction_targets(tokens: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch queries keys"]:
+    """Where an induction head looks: True for the keys right behind earlier occurrences of the query's token.
+
+    Elhage et al. (2021), "How induction heads work". A query whose token occurs for the first time has none.
+
+    Args:
+        tokens: token ids.
+    """
+    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+    return F.pad(earlier[:, :, :-1], (1, 0)).tril(-1)
+
+
 def _earlier(tokens: Tensor, real: Tensor) -> Bool[Tensor, "batch queries keys"]:
     """Whether the key is an earlier occurrence of the query's token; both are real tokens."""
     tokens = tokens.to(real.device)
@@ -186,7 +198,8 @@ def _earlier(tokens: Tensor, real: Tensor) -> Bool[Tensor, "batch queries keys"]
 
 def _followed(tokens: Tensor, real: Tensor) -> Bool[Tensor, "batch queries keys"]:
     """Whether the key, itself before the query, followed an earlier occurrence of the query's token."""
-    return (F.pad(_earlier(tokens, real)[:, :, :-1], (1, 0)) & real[:, None, :]).tril(-1)
+    behind = real & F.pad(real[:, :-1], (1, 0))  # a real token behind a real one
+    return induction_targets(tokens.to(real.device)) & behind[:, None, :] & real[:, :, None]
 
 
 def _mean_weight(maps: Tensor, chosen: Tensor, real: Tensor, none: str) -> Float[Tensor, "heads"]:
@@ -410,9 +423,7 @@ def ablated(model: Transformer, heads: Collection[tuple[int, int]], part: str = 
 
     def silencer(chosen: list[int], size: int) -> Callable[..., tuple[Tensor]]:
         def silence(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            states = inputs[0].unflatten(-1, (-1, size)).clone()  # (batch, tokens, heads, size)
-            states[..., chosen, :] = 0
-            return (states.flatten(-2),)
+            return (silenced(inputs[0].unflatten(-1, (-1, size)), chosen).flatten(-2),)
 
         return silence
 
@@ -421,6 +432,22 @@ def ablated(model: Transformer, heads: Collection[tuple[int, int]], part: str = 
             output = blocks[layer].output
             stack.enter_context(output.register_forward_pre_hook(silencer(chosen, blocks[layer].head_size)))
         yield model
+
+
+def silenced(
+    states: Float[Tensor, "batch tokens heads size"], heads: Collection[int]
+) -> Float[Tensor, "batch tokens heads size"]:
+    """Return what the heads of a layer have gathered, with 0 in place of some heads' part.
+
+    Michel, Levy and Neubig (2019), section 2.3. It goes on through the layer's output matrix: no head, no contribution.
+
+    Args:
+        states: weighted sums of values, one part for each head.
+        heads: numbers of the heads to silence, from 0.
+    """
+    kept = states.clone()
+    kept[:, :, list(heads)] = 0
+    return kept
 
 
 def ablation_effects(
@@ -660,6 +687,20 @@ def watch_heads_form(
     return FormingHeads(model.eval(), config, tests[0], taken, history)
 
 
+def repeated_loss(
+    logits: Float[Tensor, "batch tokens vocabulary"], tokens: Int[Tensor, "batch tokens"], first: int
+) -> float:
+    """Mean next-token loss from a place on, in nats a token: over those tokens that repeat an earlier segment.
+
+    Args:
+        logits: what the model predicts at each place for the next one.
+        tokens: the tokens that it read.
+        first: place of the first token that counts, 1 or more.
+    """
+    targets = tokens[:, first:]
+    return F.cross_entropy(logits[:, first - 1 : -1].transpose(1, 2), targets).item()
+
+
 def _text(seed: int, number: int) -> Int[Tensor, "batch tokens"]:
     """Batch of a training: in each row a random segment of random length, repeated up to the end."""
     generator = torch.Generator().manual_seed((seed << 32) + number)
@@ -673,15 +714,14 @@ def _snapshot(model: Transformer, tests: Tensor, step: int) -> Snapshot:
     with training.modes(model, training=False), torch.no_grad():
         output = model(tests, return_attentions=True)
     assert output.logits is not None and output.attentions is not None
-    logits, targets = output.logits[:, :-1], tests[:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    repeated = slice(PROBE_LENGTH, None)  # the first repeated token itself cannot be foreseen
+    second = PROBE_LENGTH + 1  # the first repeated token itself cannot be foreseen
+    copied = output.logits[:, second - 1 : -1].argmax(-1) == tests[:, second:]
     return Snapshot(
         step=step,
         tokens_seen=step * SEQUENCES * TOKENS,
-        loss=float(losses.mean()),
-        repeated_loss=float(losses[:, repeated].mean()),
-        copy_accuracy=float((logits.argmax(-1) == targets)[:, repeated].double().mean()),
+        loss=repeated_loss(output.logits, tests, 1),
+        repeated_loss=repeated_loss(output.logits, tests, second),
+        copy_accuracy=float(copied.double().mean()),
         previous_token=torch.stack([previous_token_score(layer) for layer in output.attentions]),
         induction=torch.stack([induction_score(layer, tests) for layer in output.attentions]),
         maps=torch.stack([layer[0] for layer in output.attentions]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from course_utils.training import IGNORED
@@ -116,9 +116,8 @@ class Masked:
         chosen = maskable & (torch.rand(ids.shape, generator=generator) < self.rate)
         fate = torch.rand(ids.shape, generator=generator)
         anything = torch.randint(self.vocabulary, ids.shape, generator=generator)
-        shown = ids.masked_fill(chosen & (fate < self.masked), self.mask)
-        shown = torch.where(chosen & (fate >= self.masked) & (fate < self.masked + self.random), anything, shown)
-        return {**batch, "input_ids": shown, "labels": ids.masked_fill(~chosen, IGNORED)}
+        shown, labels = hide(ids, chosen, fate, anything, self.mask, self.masked, self.random)
+        return {**batch, "input_ids": shown, "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,67 @@ class SpanCorruption:
             "labels": labels,
             "decoder_input_ids": shift_right(labels, self.start, self.pad),
         }
+
+
+def attention_pattern(kind: str, source: int, target: int) -> Bool[Tensor, "tokens tokens"]:
+    """Return who may look at whom: the three patterns by which the families differ.
+
+    The tokens are those of the source, then those of the target. An ``encoder`` reads both as one text, and each token
+    sees all. A ``decoder`` does so too, but each token sees itself and those before it. An ``encoder-decoder`` reads
+    the source in its encoder, where no token sees the target; in its decoder each token of the target sees the source
+    (cross-attention), itself and the target before it (Raffel et al. 2020, section 3.2.1).
+
+    Args:
+        kind: ``encoder``, ``decoder`` or ``encoder-decoder``.
+        source: number of tokens of the source.
+        target: number of tokens of the target.
+
+    Returns:
+        True where the row's token (query) may look at the column's (key).
+
+    Raises:
+        ValueError: there is no such kind, or a number is below 0.
+    """
+    if kind not in ("encoder", "decoder", "encoder-decoder"):
+        raise ValueError(f"kind={kind!r}: expected encoder, decoder or encoder-decoder")
+    if min(source, target) < 0:
+        raise ValueError(f"source={source}, target={target}: expected numbers of tokens, 0 or more")
+    everything = torch.ones(source + target, source + target, dtype=torch.bool)
+    if kind == "encoder":
+        return everything
+    allowed = everything.tril()
+    if kind == "encoder-decoder":
+        allowed[:source, :source] = True
+    return allowed
+
+
+def hide(
+    tokens: Int[Tensor, "*batch tokens"],
+    chosen: Bool[Tensor, "*batch tokens"],
+    fate: Float[Tensor, "*batch tokens"],
+    anything: Int[Tensor, "*batch tokens"],
+    mask: int,
+    masked: float = 0.8,
+    random: float = 0.1,
+) -> tuple[Int[Tensor, "*batch tokens"], Int[Tensor, "*batch tokens"]]:
+    """Hide the chosen tokens as BERT does, and keep them as labels (Devlin et al. 2018, section 3.1).
+
+    Args:
+        tokens: the text.
+        chosen: True for each token that is to be predicted.
+        fate: a number from 0 to 1 for each token: below ``masked`` a chosen token becomes the mask token, in the next
+            stretch of size ``random`` it becomes any token, above that it stays.
+        anything: the token that would take its place.
+        mask: id of the mask token.
+        masked: share of the chosen that become the mask token.
+        random: share of the chosen that become any token.
+
+    Returns:
+        What the model reads; and the labels: the chosen tokens as they were, -100 elsewhere.
+    """
+    shown = torch.where(chosen & (fate < masked + random), anything, tokens)
+    shown = torch.where(chosen & (fate < masked), mask, shown)
+    return shown, torch.where(chosen, tokens, IGNORED)
 
 
 def noise_mask(

@@ -231,3 +231,26 @@ def show(fig: "Figure", alt: str, caption: str | None = None, dpi: int = 100) ->
     from IPython.display import display
 
     display({"text/html": figure_html(fig, alt, caption, dpi), "text/plain": f"Figure: {alt}"}, raw=True)
+
+
+class LiveFigure:
+    """A figure in a notebook that is drawn again and again, in its one place; the last one stays.
+
+    Args:
+        alt: what one sees and what it shows, true of the last figure; at least 20 characters.
+        caption: a line under the picture.
+    """
+
+    def __init__(self, alt: str, caption: str | None = None):
+        self.alt, self.caption = alt, caption
+        self._handle: Any = None
+
+    def draw(self, fig: "Figure") -> None:
+        """Show this figure in place of the one before."""
+        from IPython.display import display
+
+        bundle = {"text/html": figure_html(fig, self.alt, self.caption), "text/plain": f"Figure: {self.alt}"}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)

@@ -189,3 +189,69 @@ def test_code_of_the_cheat_sheet_runs():
     torch.testing.assert_close(names["states"], states)
     logits = names["model"](torch.randint(1000, (2, 5)))
     assert torch.isfinite(getattr(logits, "logits", logits)).all()
+
+
+def test_code_of_the_second_cheat_sheet_runs():
+    text = (SUPPLEMENTAL / "cheatsheets" / "week2_heads.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    layers, heads = names["scores"].shape
+    assert len(names["maps"]) == layers and names["maps"][0].shape == (4, heads, 48, 48)
+    assert names["effects"].shape == (layers, heads) and names["effects"].max() > 0.5
+    assert "layer 1, head 1" in names["view"].summary()
+
+
+def test_the_second_cheat_sheet_has_the_switches_of_the_families():
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        BertConfig,
+        BertForMaskedLM,
+        BloomConfig,
+        BloomForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )  # fmt: skip
+
+    from course_utils.families import PALM, config_from_huggingface
+    from course_utils.transformer import TransformerConfig
+
+    text = (SUPPLEMENTAL / "cheatsheets" / "week2_heads.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in text.split("| switch |")[1].split("\n\n")[0].splitlines()]
+    columns = table[0]
+    rows = {row[0]: dict(zip(columns, row[1:], strict=True)) for row in table[2:]}
+    small = dict(vocab_size=64, num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=16)
+    two = dict(vocab_size=64, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16)
+    t5 = dict(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    models = {
+        "GPT-2": GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2)),
+        "LLaMA": LlamaForCausalLM(LlamaConfig(**small)),
+        "BLOOM": BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=8, n_layer=1, n_head=2)),
+        "BERT, RoBERTa": BertForMaskedLM(BertConfig(**small)),
+        "BART": BartForConditionalGeneration(BartConfig(**two, encoder_attention_heads=2, decoder_attention_heads=2)),
+        "T5 v1.0; v1.1, FLAN": T5ForConditionalGeneration(T5Config(**t5)),
+    }
+    configs = {name: [config_from_huggingface(model)] for name, model in models.items()}
+    gated = T5ForConditionalGeneration(T5Config(**t5, feed_forward_proj="gated-gelu"))
+    configs["T5 v1.0; v1.1, FLAN"].append(config_from_huggingface(gated))
+    configs["PaLM"] = [TransformerConfig(64, width=8, heads=2, layers=1, **PALM)]
+    said = {
+        "norm": lambda config: {"layernorm": "layer", "rmsnorm": "RMS"}[config.norm],
+        "its place": lambda config: config.norm_place,
+        "positions": lambda config: {"t5": "buckets", "alibi": "ALiBi"}.get(config.positions, config.positions),
+        "activation": lambda config: {
+            ("relu", False): "ReLU", ("gelu", False): "GELU", ("silu", True): "SwiGLU", ("gelu", True): "gated GELU"
+        }[config.activation.split("_")[0], config.gated],
+        "block": lambda config: "parallel" if config.parallel else "serial",
+        "key/value heads": lambda config: "1" if config.key_value_heads == 1 else "H",
+    }  # fmt: skip
+    assert set(said) == set(rows) and set(configs) == set(columns)
+    for row, say in said.items():
+        for name, given in configs.items():
+            wanted = "; ".join(dict.fromkeys(map(say, given)))
+            assert rows[row][name].removesuffix(" or fewer") == wanted, (row, name)

@@ -167,7 +167,7 @@ def shown(values: list[float]) -> str:
     middle = statistics.median(values)
     digits = (
         0
-        if middle >= 100 or all(value.is_integer() for value in values)
+        if middle >= 100 or all(value == int(value) for value in values)
         else 1
         if middle >= 10
         else 2

@@ -230,7 +230,7 @@ def show(fig: "Figure", alt: str, caption: str | None = None, dpi: int = 100) ->
     """
     from IPython.display import display
 
-    display({"text/html": figure_html(fig, alt, caption, dpi), "text/plain": f"Figure: {alt}"}, raw=True)
+    display(_bundle(fig, alt, caption, dpi), raw=True)
 
 
 class LiveFigure:
@@ -249,8 +249,13 @@ class LiveFigure:
         """Show this figure in place of the one before."""
         from IPython.display import display
 
-        bundle = {"text/html": figure_html(fig, self.alt, self.caption), "text/plain": f"Figure: {self.alt}"}
+        bundle = _bundle(fig, self.alt, self.caption)
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
+
+
+def _bundle(fig: "Figure", alt: str, caption: str | None, dpi: int = 100) -> dict[str, str]:
+    """A figure as a notebook shows it: the picture with its text, or the text alone."""
+    return {"text/html": figure_html(fig, alt, caption, dpi), "text/plain": f"Figure: {alt}"}

@@ -747,6 +747,7 @@ class Transformer(nn.Module):
         use_cache: bool = False,
         return_attentions: bool = False,
         return_hidden_states: bool = False,
+        logits_to_keep: int = 0,
     ) -> ModelOutput:
         """Run the model.
 
@@ -763,6 +764,7 @@ class Transformer(nn.Module):
             return_attentions: return every attention map; they are then computed explicitly, else by torch's fused
                 kernel.
             return_hidden_states: return the states behind every block.
+            logits_to_keep: score only so many of the last tokens, since a large vocabulary costs much; 0 scores all.
 
         Returns:
             The output; see :class:`ModelOutput`.
@@ -788,7 +790,7 @@ class Transformer(nn.Module):
             if self.config.padding_id is not None and position_ids is None:
                 position_ids = _places(input_ids != self.config.padding_id)
             hidden, states, maps, _ = stack(embedded, mask, position_ids=position_ids, cache=layers, **switches)
-            return ModelOutput(self.logits(hidden), hidden, states, maps, cache=cache)
+            return ModelOutput(self.logits(hidden[:, -logits_to_keep:]), hidden, states, maps, cache=cache)
         assert self.encoder is not None and self.decoder is not None and decoder_input_ids is not None
         output = ModelOutput(cache=cache)
         if cache is not None and cache.encoder_output is not None:
@@ -811,7 +813,7 @@ class Transformer(nn.Module):
             **switches,
         )
         output.encoder_last_hidden_state, output.last_hidden_state = context, hidden
-        output.logits = self.logits(hidden)
+        output.logits = self.logits(hidden[:, -logits_to_keep:])
         return output
 
     def parameter_count(self) -> int:

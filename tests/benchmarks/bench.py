@@ -22,7 +22,7 @@ from tqdm import tqdm
 from course_utils.attention import MultiHeadAttention, fused_attention
 from course_utils.interpretability import watch_heads_form
 from course_utils.transformer import Transformer, TransformerConfig
-from tests.benchmarks import viewer
+from tests.benchmarks import decoding, viewer
 
 Row = tuple[str, list[float], str]
 ROOT = Path(__file__).parents[2]
@@ -221,6 +221,7 @@ PARTS: dict[str, tuple[str, str, Callable[[bool], list[str]]]] = {
         "4 (with `--quick` 0 and 1).",
         table(heads_rows),
     ),
+    "decoding": ("Decoding", decoding.ABOUT, table(lambda quick: decoding.rows(quick, ratios))),
     "viewer": ("The head viewer", viewer.ABOUT, viewer.lines),
 }
 """Name of a part to its title, what its numbers are, and what measures them."""

@@ -1,15 +1,12 @@
 import copy
 import itertools
-import random
 
 import pytest
 import torch
 
-from course_utils.data import tasks
 from course_utils.data.packing import pack
 from course_utils.data.tasks import dialogues
-from course_utils.data.tasks.base import reserved
-from course_utils.recipes import base, seq2seq
+from course_utils.recipes import seq2seq
 from course_utils.recipes.tokenizer import tokenizer as course_tokenizer
 from course_utils.training import IGNORED
 
@@ -90,17 +87,15 @@ def test_a_gap_fetches_what_stood_behind_the_same_token(model):
     assert maps[2:, 21, 8].min() > 0.3 and maps[2:, 21, [8, 21]].sum(-1).min() > 0.7
 
 
-def test_batches_are_functions_of_the_number_and_the_seed(base_batches, tokenizer):
-    for make in (base_batches, lambda seed: seq2seq.instruct_batches(tokenizer, seed)):
-        one, again, other = make(0), make(0), make(1)
-        for number in (0, 3, seq2seq.COPY_STEPS, seq2seq.COPY_STEPS + 1, seq2seq.COPY_STEPS + 5):
-            batch = one(number)
-            same = again(number)
-            assert all(torch.equal(batch[name], same[name]) for name in batch)
-            for different in (other(number), one(number + 1)):
-                assert batch["labels"].shape != different["labels"].shape or not torch.equal(
-                    batch["labels"], different["labels"]
-                )
+def test_batches_are_functions_of_the_number_and_the_seed(base_batches):
+    one, again, other = base_batches(0), base_batches(0), base_batches(1)
+    for number in (0, 3, seq2seq.COPY_STEPS, seq2seq.COPY_STEPS + 1, seq2seq.COPY_STEPS + 5):
+        batch, same = one(number), again(number)
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
+        for different in (other(number), one(number + 1)):
+            assert batch["labels"].shape != different["labels"].shape or not torch.equal(
+                batch["labels"], different["labels"]
+            )
 
 
 def test_random_tokens_are_to_be_written_down_again(base_batches):
@@ -168,42 +163,6 @@ def test_the_base_never_sees_a_summary(base_batches, tokenizer):
             assert tuple(word for word in text.split() if word.islower()) not in shapes
 
 
-def test_instructions_cover_the_training_tasks_and_no_other(tokenizer):
-    make, seen = seq2seq.instruct_batches(tokenizer, 0), set()
-    known = {task.prefix: task for task in tasks.TASKS.values()}
-    for number in range(12):
-        batch = make(number)
-        assert batch["input_ids"].numel() < 4 * seq2seq.TOKENS
-        for text in texts(tokenizer, batch, "input_ids"):
-            task = known[next(prefix for prefix in known if text.startswith(prefix))]
-            seen.add(task.name)
-            if task.name == "summary":
-                assert not any(reserved("given name", name) for name in dialogues.entities(text) if name in GIVEN)
-    assert seen == set(tasks.names(held_out=False))
-
-
-def test_mixing_rates_name_tasks_that_are_trained_on():
-    assert set(seq2seq.SHARES) | set(seq2seq.SHORTENED) <= set(tasks.names(held_out=False))
-
-
-@pytest.mark.parametrize("name", seq2seq.SHORTENED)
-def test_shortened_items_still_hold_their_answer(name):
-    chance, shorter = random.Random(0), 0
-    for text, target in tasks.TASKS[name].generate("train", 200, seed=1):
-        left = seq2seq._shortened(text, target, chance)
-        question, passage = left.split("? ")
-        assert text.startswith(f"{question}? ") and f"{target}" in passage and passage.endswith(".")
-        sentences = passage.removesuffix(".").split(". ")
-        whole = text.split("? ")[1].removesuffix(".").split(". ")
-        assert [one for one in whole if one in sentences] == sentences  # the same order, nothing new
-        assert [one for one in whole if target in one] == [one for one in sentences if target in one]
-        shorter += len(sentences) < len(whole)
-    assert 120 < shorter < 200
-
-
-GIVEN = {name for split in dialogues.GIVEN.values() for name in split}
-
-
 def test_the_loss_is_that_of_the_library(tokenizer, model):
     batch = seq2seq.encode(tokenizer, dialogues.generate("train", 4, 0))
     with torch.no_grad():
@@ -269,22 +228,3 @@ def test_quick_evaluations_give_results(monkeypatch, tokenizer, library, model):
     assert as_it_comes.value == 0 and as_it_comes.items == 2 * seq2seq.QUICK_ITEMS and as_it_comes.seeds == 2
     assert results["hidden tokens of unseen dialogues"].value < 0.45  # what the wired circuits copy untrained
     assert not results["hidden tokens of unseen dialogues"].holds
-    monkeypatch.setattr(tasks, "TASKS", {name: tasks.TASKS[name] for name in ("plural", "sentiment", "reviewed")})
-    results = {one.name: one for one in seq2seq.instruct_evaluate(model, tokenizer, quick=True, seeds=(0,))}
-    mean = results["exact match, held-out items of all closed training tasks"]
-    assert mean.value == 0 and not mean.holds and mean.items == 12
-
-
-def test_a_perfect_model_gets_full_marks(monkeypatch, tokenizer, model):
-    known = {
-        task.prefix + text: target
-        for task in tasks.TASKS.values()
-        for text, target in task.generate("held_out", 50, seed=0)
-    }
-    monkeypatch.setattr(seq2seq, "answers", lambda model, tokenizer, prompts: [known[prompt] for prompt in prompts])
-    monkeypatch.setattr(seq2seq, "ITEMS", 100)
-    monkeypatch.setattr(base, "RESAMPLES", 20)
-    results = seq2seq.instruct_evaluate(model, tokenizer, quick=False, seeds=(0,))
-    for result in results:
-        assert result.value == (0 if "another prefix" in result.name else 1) and result.holds
-    assert len(results) == 2 + len(tasks.TASKS)

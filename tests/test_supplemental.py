@@ -255,3 +255,15 @@ def test_the_second_cheat_sheet_has_the_switches_of_the_families():
         for name, given in configs.items():
             wanted = "; ".join(dict.fromkeys(map(say, given)))
             assert rows[row][name].removesuffix(" or fewer") == wanted, (row, name)
+
+
+def test_code_of_the_third_cheat_sheet_runs():
+    text = (SUPPLEMENTAL / "cheatsheets" / "week3_prompting.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["text"] == "".join(names["stream"](names["decoder"], "Return the", names["sampled"]))
+    few, zero = (names["comparison"][key].accuracy for key in ("8 examples", "0 examples"))
+    assert few > 0.9 > zero
+    assert names["hits"][0].text == "Clara lives in Oslo."
+    assert names["run"].ended == "repeated call" and names["run"].steps[0].result == "84"

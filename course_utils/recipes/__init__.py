@@ -7,6 +7,6 @@ __all__ = ["Recipe", "Result", "card", "evaluate", "from_items", "recipes", "tra
 
 def recipes() -> dict[str, Recipe]:
     """Return the recipes by the names of their models, in the order in which they are trained."""
-    from course_utils.recipes import decoder, encoder, seq2seq
+    from course_utils.recipes import decoder, encoder, instruct, seq2seq
 
-    return {recipe.name: recipe for recipe in (decoder.DECODER, encoder.ENCODER, *seq2seq.RECIPES)}
+    return {recipe.name: recipe for recipe in (decoder.DECODER, encoder.ENCODER, seq2seq.BASE, instruct.INSTRUCT)}

@@ -1,6 +1,7 @@
 """How an embedded model is trained, measured and described: the same three steps for each of them."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -110,7 +111,8 @@ class Recipe:
         warmup: steps of the rise.
         weight_decay: AdamW's.
         betas: AdamW's.
-        start_from: name of the embedded model whose weights it starts from.
+        start_from: name of the embedded model whose weights it starts from, or the recipe of a first phase, which is
+            then trained before this one, with the same seed, and kept in the cache.
     """
 
     name: str
@@ -130,7 +132,7 @@ class Recipe:
     warmup: int = 100
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
-    start_from: str | None = None
+    start_from: "str | Recipe | None" = None
 
 
 def train(
@@ -172,16 +174,17 @@ def train(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint or cache_folder() / "training" / f"{recipe.name}-{steps}-{seed}.safetensors"
     tokenizer = tokenizer_of(recipe.post_processor)
+    share = steps / recipe.steps  # a trial of few steps has a short first phase, too
+    base = _start(recipe, share, seed=seed, device=device, threads=threads, checkpoint_every=checkpoint_every)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         seed_everything(seed)
         model = recipe.build()
-        if recipe.start_from:
+        if base:
             from safetensors.torch import load_file
 
-            check_embedded(recipe.start_from)
-            weights = load_file(EMBEDDED / recipe.start_from / "model.safetensors")
+            weights = load_file(base / "model.safetensors")
             model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
             model.tie_weights()
         batches = recipe.batches(tokenizer, seed)
@@ -208,9 +211,24 @@ def train(
             f"the training of {recipe.name} ended early: {history.stopped}. The state after step {history.steps} is "
             f"in {checkpoint}; the same command goes on from there."
         )
-    _write(recipe, model, tokenizer, folder, _record(recipe, batches, history, steps, seed, where, threads))
+    record = _record(recipe, batches, history, steps, seed, where, threads)
+    if base and isinstance(recipe.start_from, Recipe):
+        record["before"] = json.loads((base / "training.json").read_text(encoding="utf-8"))
+    _write(recipe, model, tokenizer, folder, record)
     checkpoint.unlink()
     return folder
+
+
+def _start(recipe: Recipe, share: float, *, seed: int, **settings: Any) -> Path | None:
+    """The folder whose weights a training starts from; a first phase that is not in the cache is trained."""
+    start = recipe.start_from
+    if not isinstance(start, Recipe):
+        if start:
+            check_embedded(start)
+        return EMBEDDED / start if start else None
+    steps = math.ceil(share * start.steps)
+    folder = cache_folder() / "training" / f"{start.name}-{steps}-{seed}"
+    return folder if folder.exists() else train(start, folder, steps=steps, seed=seed, **settings)
 
 
 def _record(
@@ -233,9 +251,9 @@ def _record(
         "machine": machine,
         "versions": {name: version(name).split("+")[0] for name in ("torch", "transformers", "tokenizers")},
         "settings": {
-            name: getattr(recipe, name)
-            for name in ("learning_rate", "schedule", "warmup", "weight_decay", "betas", "start_from")
-        },
+            name: getattr(recipe, name) for name in ("learning_rate", "schedule", "warmup", "weight_decay", "betas")
+        }
+        | {"start_from": recipe.start_from.name if isinstance(recipe.start_from, Recipe) else recipe.start_from},
         "losses": [
             [end, round(statistics.mean(history.losses[end - size : end]), 4)] for end in range(size, steps + 1, size)
         ],
@@ -317,6 +335,8 @@ def card(recipe: Recipe, record: dict[str, Any], results: Sequence[Result]) -> s
     settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     first, last = record["losses"][0], record["losses"][-1]
+    phases = [*([record["before"]] if "before" in record else []), record]
+    of_which = "last phase of the training" if len(phases) > 1 else "training"
     lines = [
         f"# {recipe.name}",
         "",
@@ -329,14 +349,14 @@ def card(recipe: Recipe, record: dict[str, Any], results: Sequence[Result]) -> s
         f"| parameters | {parameters} |",
         f"| file | {megabytes} MB, bfloat16, safetensors |",
         f"| data | {recipe.data} |",
-        f"| tokens seen | about {record['tokens'] / 1e6:.1f} M |",
-        f"| steps | {record['steps']:,} |",
-        f"| time | {record['minutes']} minutes on {record['machine']} |",
+        f"| tokens seen | about {sum(phase['tokens'] for phase in phases) / 1e6:.1f} M |",
+        f"| steps | {' + '.join(format(phase['steps'], ',') for phase in phases)} |",
+        f"| time | {' + '.join(format(phase['minutes'], 'g') for phase in phases)} minutes on {record['machine']} |",
         f"| settings | {settings}, seed {record['seed']} |",
         f"| versions | {versions} |",
         "| licence | Apache-2.0, as the code |",
         "",
-        f"![Loss over the steps of the training: it begins at {first[1]:.2f} nats and ends at {last[1]:.2f}]"
+        f"![Loss over the steps of the {of_which}: it begins at {first[1]:.2f} nats and ends at {last[1]:.2f}]"
         f"({recipe.name}-loss.png)",
         "",
         "## Measured",

@@ -6,8 +6,6 @@ summary.
 """
 
 import copy
-import itertools
-import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -37,23 +35,6 @@ ANSWERED = ("question", "where_now", "people", "places", "odd_one_out")
 """Tasks whose answers stand in their inputs."""
 REPEAT_LENGTH, LIBRARY_LENGTH = 40, 96
 ROWS = 16
-LENGTHS, ORDER = (16, 40, 64), (1, 2, 0, 1, 2, 1, 0, 3)
-"""Tokens a prompt at which the groups of tasks part in the instruction tuning, and the groups' order in the batches."""
-SHARES = {
-    name: share
-    for share, names in (
-        (3, "word_category list_category odd_one_out past plural sentiment"),
-        (2, "praised entities people places to_german to_english"),
-    )
-    for name in names.split()
-}
-"""How often a task is drawn within its group, where not once: the mixing rates of T5 (Raffel et al., 2020, 3.5.2)."""
-SHORTENED = ("question", "where_now")
-"""Tasks of which half of the items lose some sentences that the answer does not need: on whole ones alone, nothing is
-learned for long."""
-TOKENS = 1800
-"""Input tokens of a batch there, about: many rows of short tasks, few of long ones."""
-
 FINE_TUNING = {"steps": 400, "rows": 16, "learning_rate": 1e-3}
 """Two minutes of work on two cores; the same for the trained and the untrained model."""
 ITEMS, QUICK_ITEMS = 200, 16
@@ -250,48 +231,6 @@ def batch_kinds(tokenizer: Any, library: Tensor, split: str, rows: int = ROWS) -
     }
 
 
-def instruct_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
-    """Return the batches of the instruction tuning: the training tasks in turn by length, each with its prefix.
-
-    Args:
-        tokenizer: the tokenizer.
-        seed: seed of all draws.
-    """
-    groups = task_groups(tokenizer)
-
-    def batch(number: int) -> Batch:
-        chance = random.Random(f"instruct {seed} {number}")
-        names, rows = groups[ORDER[number % len(ORDER)] % len(groups)]
-        pairs = []
-        for name in chance.choices(names, [SHARES.get(name, 1) for name in names], k=rows):
-            task = tasks.TASKS[name]
-            (text, target), *_ = task.generate("train", 1, chance.getrandbits(32))
-            if name in SHORTENED and chance.random() < 0.5:
-                text = _shortened(text, target, chance)
-            pairs += [(task.prefix + text, target)]
-        return encode(tokenizer, pairs)
-
-    return batch
-
-
-def task_groups(tokenizer: Any) -> list[tuple[list[str], int]]:
-    """Return the training tasks in groups of similar length, each with the number of prompts a batch.
-
-    Args:
-        tokenizer: the tokenizer.
-    """
-    lengths = {}
-    for name in tasks.names(held_out=False):
-        task = tasks.TASKS[name]
-        prompts = [task.prefix + text for text, _ in task.generate("train", 50, seed=0)]
-        lengths[name] = sum(map(len, tokenizer(prompts)["input_ids"])) / len(prompts)
-    parts = [
-        [name for name in lengths if shorter <= lengths[name] < longer]
-        for shorter, longer in itertools.pairwise((0, *LENGTHS, math.inf))
-    ]
-    return [(part, round(TOKENS / max(lengths[name] for name in part))) for part in parts if part]
-
-
 def encode(tokenizer: Any, pairs: Pairs) -> Batch:
     """Return a batch of (prompt, target) pairs: ``input_ids``, ``attention_mask``, ``labels``, ``decoder_input_ids``.
 
@@ -379,16 +318,6 @@ def _batch(inputs: list[Tensor], targets: list[Tensor]) -> Batch:
     batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"], dtype=torch.bool))
     labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
     return {**batch, "labels": labels, "decoder_input_ids": shift_right(labels)}
-
-
-def _shortened(text: str, answer: str, chance: random.Random) -> str:
-    """The question, and of the sentences behind it those that hold the answer and some of the others."""
-    question, passage = text.split("? ")
-    sentences = passage.split(". ")
-    kept = chance.randrange(len(sentences))
-    others = set(chance.sample(range(len(sentences)), kept))
-    left = [one for place, one in enumerate(sentences) if answer in one or place in others]
-    return f"{question}? {'. '.join(left).removesuffix('.')}."
 
 
 def _hidden(rows: Sequence[tuple[Tensor, Tensor | None]], objective: SpanCorruption) -> Batch:
@@ -534,50 +463,6 @@ def fine_tune(start: Callable[[], Any], tokenizer: Any, seed: int, steps: int | 
     return tuned.eval()
 
 
-def instruct_evaluate(
-    model: Any, tokenizer: Any, quick: bool = False, seeds: Sequence[int] = (0, 1, 2)
-) -> list[Result]:
-    """Measure the instruction-tuned model on held-out items: each task, and whether the prefix decides.
-
-    The bound is on all closed training tasks together; the card shows which of them lie below it.
-
-    Args:
-        model: the instruction-tuned model.
-        tokenizer: its tokenizer.
-        quick: only a few items of the training tasks.
-        seeds: seeds of the items.
-    """
-    results: list[Result] = []
-    closed: dict[int, list[float]] = {seed: [] for seed in seeds}
-    other: dict[int, list[float]] = {seed: [] for seed in seeds}
-    for name in tasks.names(held_out=False if quick else None):
-        task = tasks.TASKS[name]
-        same = [one for one in tasks.TASKS.values() if one.source == task.source and not one.held_out]
-        scores = []
-        for seed in seeds:
-            items = 4 if quick else ITEMS // 2
-            pairs = task.generate("held_out", items, seed)
-            found = answers(model, tokenizer, [task.prefix + text for text, _ in pairs])
-            scores.append([float(answer == target) for answer, (_, target) in zip(found, pairs, strict=True)])
-            if task.held_out:
-                continue
-            if task.closed:
-                closed[seed] += scores[-1]
-            for rival in same:
-                for answer, (_, target), (_, instead) in zip(
-                    found, pairs, rival.generate("held_out", items, seed), strict=True
-                ):
-                    if target != instead:
-                        other[seed].append(float(answer == instead))
-        if quick:
-            continue
-        kind = "task never trained on" if task.held_out else "held-out items"
-        results.append(from_items(f"exact match, {kind}: {name}", scores))
-    mean = from_items("exact match, held-out items of all closed training tasks", list(closed.values()), at_least=0.8)
-    instead = from_items("the answer to another prefix of the same input", list(other.values()), at_most=0.1)
-    return [mean, instead, *results]
-
-
 def _summaries(model: Any, tokenizer: Any, seed: int, items: int) -> tuple[list[float], list[float], list[float]]:
     """Exact match, entity accuracy and ROUGE-L of each of these held-out dialogues."""
     task = tasks.TASKS["summary"]
@@ -631,30 +516,3 @@ BASE = Recipe(
     warmup=100,
     weight_decay=0.01,
 )
-INSTRUCT = Recipe(
-    name="course-instruct",
-    role="instruct",
-    family="T5 (FLAN)",
-    about=(
-        "course-seq2seq, fine-tuned on many tasks at once, each named by a prefix, as T5 and FLAN were (Raffel et al., "
-        "2020; Wei et al., 2022). The prefix decides what it does with an input."
-    ),
-    data="The training items of all training tasks of course_utils.data.tasks, generated without end.",
-    limits=(
-        "It converts, translates and finds topics and categories; sentiment and questions on a passage it hardly "
-        "answers better than a guess, and in lists of names it repeats itself. It knows the prefixes that it was "
-        "trained on; with a new prefix it mostly gives the answer to an old one. All inputs in training were short "
-        "generated texts."
-    ),
-    build=build,
-    batches=instruct_batches,
-    loss=loss,
-    evaluate=instruct_evaluate,
-    post_processor="seq2seq",
-    steps=8000,
-    learning_rate=1e-3,
-    warmup=100,
-    weight_decay=0.01,
-    start_from="course-seq2seq",
-)
-RECIPES = (BASE, INSTRUCT)

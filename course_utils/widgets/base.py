@@ -6,6 +6,8 @@ Only what ipywidgets 7.7 and 8 share is used, and every string is escaped.
 """
 
 import html
+import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +15,49 @@ from course_utils.plotting import figure_html
 
 Drawing = tuple[Any, str, Sequence[str]]
 """What a drawing function returns: figure, alternative text, lines of text."""
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a widget answers: front ends may hand over two changes in two threads (a kernel's subshells)."""
+
+
+class Live:
+    """A widget, and what stands for it where no kernel runs; an object of it is the last line of a cell.
+
+    Args:
+        panel: any ipywidget.
+        still_html: HTML of its first state, already escaped.
+        still_text: the same in words.
+    """
+
+    def __init__(self, panel: Any, still_html: str, still_text: str):
+        self.panel, self._still_html, self._still_text = panel, still_html, still_text
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What Jupyter shows."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.panel.model_id}
+        return {
+            "application/vnd.jupyter.widget-view+json": view,
+            "text/html": self._still_html,
+            "text/plain": self._still_text,
+        }
 
 
 def explorer(controls: Mapping[str, Any], draw: Callable[..., Drawing]) -> Any:
     """Display controls and a figure that is drawn again whenever one of them moves.
+
+    Args:
+        controls: as for :func:`frame`.
+        draw: as for :func:`frame`.
+
+    Returns:
+        The widget that was displayed (a box), so that a test or a learner can reach the controls.
+    """
+    panel, still_html, still_text = frame(controls, draw)
+    show_live(panel, still_html, still_text)
+    return panel
+
+
+def frame(controls: Mapping[str, Any], draw: Callable[..., Drawing]) -> tuple[Any, str, str]:
+    """Put controls above a figure that is drawn again whenever one of them moves.
 
     Args:
         controls: keyword of ``draw`` to an ipywidget with a ``value`` (see :func:`slider`, :func:`choice`...).
@@ -24,7 +65,7 @@ def explorer(controls: Mapping[str, Any], draw: Callable[..., Drawing]) -> Any:
             that it raises is shown in place of the figure.
 
     Returns:
-        The widget that was displayed (a box), so that a test or a learner can reach the controls.
+        The widget (a box), and its first state as HTML and in words, as for :class:`Live`.
     """
     import ipywidgets
 
@@ -34,18 +75,18 @@ def explorer(controls: Mapping[str, Any], draw: Callable[..., Drawing]) -> Any:
         return {name: widget.value for name, widget in controls.items()}
 
     def redraw(_change: object = None) -> None:
-        try:
-            body.value = _body(*draw(**values()))
-        except ValueError as error:
-            body.value = f"<p role='alert'><strong>Not possible:</strong> {html.escape(str(error))}</p>"
+        with ONE_AT_A_TIME:
+            try:
+                body.value = drawn(*draw(**values()))
+            except ValueError as error:
+                body.value = refused(error)
 
     for widget in controls.values():
         widget.observe(redraw, names="value")
     fig, alt, lines = draw(**values())
-    body.value = still = _body(fig, alt, lines)
+    body.value = still = drawn(fig, alt, lines)
     panel = ipywidgets.VBox([*(getattr(widget, "panel", widget) for widget in controls.values()), body])
-    show_live(panel, still, "\n".join([f"Figure: {alt}", *lines]))
-    return panel
+    return panel, still, "\n".join([f"Figure: {alt}", *lines])
 
 
 def show_live(widget: Any, still_html: str, still_text: str) -> None:
@@ -58,13 +99,7 @@ def show_live(widget: Any, still_html: str, still_text: str) -> None:
     """
     from IPython.display import display
 
-    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-    bundle = {
-        "application/vnd.jupyter.widget-view+json": view,
-        "text/html": still_html,
-        "text/plain": still_text,
-    }
-    display(bundle, raw=True)
+    display(Live(widget, still_html, still_text)._repr_mimebundle_(), raw=True)
 
 
 def slider(description: str, value: int | float, low: int | float, high: int | float, step: int | float = 1) -> Any:
@@ -122,5 +157,24 @@ def text(description: str, value: str) -> Any:
     )
 
 
-def _body(fig: Any, alt: str, lines: Sequence[str]) -> str:
-    return figure_html(fig, alt) + "".join(f"<p style='margin:.2em 0'>{html.escape(line)}</p>" for line in lines)
+def drawn(fig: Any, alt: str, lines: Sequence[str]) -> str:
+    """Return a drawing as HTML; a box stands for a sign that the font lacks.
+
+    Args:
+        fig: the figure.
+        alt: its alternative text.
+        lines: lines below it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        picture = figure_html(fig, alt)
+    return picture + "".join(f"<p style='margin:.2em 0'>{html.escape(line)}</p>" for line in lines)
+
+
+def refused(error: Exception) -> str:
+    """Return the HTML that says what cannot be done.
+
+    Args:
+        error: its text is the line to show.
+    """
+    return f"<p role='alert'><strong>Not possible:</strong> {html.escape(str(error))}</p>"

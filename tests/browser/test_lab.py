@@ -121,6 +121,7 @@ def test_run_all_and_move_a_widget(path, server, browser):
         )
         assert not broken, f"pictures that do not show: {broken}"
         _move_a_widget(page, path)
+        _decode_and_prompt(page, path)
         _keep_pictures(page, path)
     finally:
         page.close()
@@ -178,6 +179,80 @@ def _move_a_widget(page, path):
             assert time.monotonic() < deadline, f"widget {number + 1} of {path.stem} does not answer"
             time.sleep(0.1)
         assert "Error displaying widget" not in area.inner_text()
+
+
+def _decode_and_prompt(page, path):
+    """Use the widgets of week 3 as a learner does: every slider of a step; a prompt that is typed, and its score."""
+    source, areas = path.read_text(encoding="utf-8"), page.locator(".jp-OutputArea-child:has(.jupyter-widgets)")
+    write = page.get_by_role("button", name="Write")
+    if "DecodingExplorer(" in source:
+        _use_the_explorer(areas.filter(has=page.get_by_label("Top-k (0: all)")).filter(has_not=write).first)
+    if "PromptBench(" in source:
+        _use_the_bench(areas.filter(has=write).first)
+
+
+def _use_the_explorer(area):
+    picture = area.locator("figure img")
+    for label, value, said in (
+        ("Temperature (0: greedy)", "1.6", "temperature 1.6: "),
+        ("Top-k (0: all)", "7", "top-k 7: 7 left"),
+        ("Top-p (1: all)", "0.65", "top-p 0.65: "),
+        ("Min-p (0: all)", "0.2", "min-p 0.2: "),
+        ("Repetition penalty (1: none)", "1.5", "repetition penalty 1.5: "),
+        ("Prompt", "the list is a list of the", "the list is a list of the"),
+    ):
+        before = picture.get_attribute("src")
+        _enter(area, label, value)
+        _wait_for(lambda said=said: said in picture.get_attribute("alt"), f"{label} {value}")
+        assert picture.get_attribute("src") != before, label
+    for number, said in enumerate(("temperature 1.65: ", "top-k 8: 8 left")):
+        area.locator(".noUi-handle, .ui-slider-handle").nth(number).press("ArrowRight")
+        _wait_for(lambda said=said: said in picture.get_attribute("alt"), said)
+    assert "Next token: " in area.inner_text()
+
+
+def _use_the_bench(area):
+    status, prompt = area.locator("[role=status]"), area.get_by_label("Prompt", exact=True)
+    area.get_by_label("Task").select_option(index=0)
+    typed = prompt.input_value()
+    _enter(area, "Examples in the prompt", "2")
+    _wait_for(lambda: prompt.input_value() not in ("", typed) and "Press Write." in status.inner_text(), "examples")
+    area.get_by_role("button", name="Write").click()
+    _wait_for(lambda: "Done." in status.inner_text(), "an answer")
+    assert "expected: " in area.inner_text() and "of 2 labels" in area.locator("figure img").get_attribute("alt")
+    area.get_by_label("Task").select_option("my own prompt")
+    _enter(area, "New tokens, at most", "60")
+    _enter(area, "Prompt", "the list of", "Tab")
+    _wait_for(lambda: "Press Write." in status.inner_text(), "a typed prompt")
+    area.get_by_label("Expected answer").fill("no such answer")
+    area.evaluate(
+        """area => {
+        window.texts = new Set();
+        new MutationObserver(() => texts.add(area.querySelector('pre')?.textContent))
+            .observe(area, {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    area.get_by_role("button", name="Write").click()
+    _wait_for(lambda: "Done." in status.inner_text(), "a completion")
+    assert area.page.evaluate("texts.size") > 5, "the text does not come piece by piece"
+    assert len(area.locator("pre").inner_text()) > 20
+    assert "expected: 'no such answer'. Wrong." in area.inner_text()
+    for text, said in (("", "the prompt is empty"), ("word " * 20_000, "too many for the context window")):
+        _enter(area, "Prompt", text, "Tab")
+        _wait_for(lambda said=said: said in area.locator("[role=alert]").inner_text(), said)
+
+
+def _enter(area, label, value, key="Enter"):
+    field = area.get_by_label(label, exact=True)
+    field.fill(value)
+    field.press(key)
+
+
+def _wait_for(condition, what):
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline, f"no answer to: {what}"
+        time.sleep(0.05)
 
 
 def _nudge(area):

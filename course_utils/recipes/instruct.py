@@ -271,13 +271,13 @@ INSTRUCT = Recipe(
         "2020; Wei et al., 2022). The prefix decides what it does with an input."
     ),
     data=(
-        "The training items of all training tasks of course_utils.data.tasks, of runs of a tool loop and of phrases with "
-        "their Python code, generated without end. In the second phase many are made easier by chance: passages lose "
+        "The training items of all training tasks of course_utils.data.tasks, of runs of a tool loop and of phrases "
+        "with their Python code, generated without end. In the second phase many are made easier by chance: passages lose "
         "words and sentences, reviews their first sentence."
     ),
     limits=(
-        "It converts, translates, answers questions on a short passage, tells what a review says, calls tools and writes "
-        "expressions. Lists of several names it often gets wrong in one of them, and of irregularly spelled forms and "
+        "It converts, translates, answers questions on a short passage, tells what a review says, calls tools and "
+        "writes expressions. Lists of several names it often gets wrong in one of them, and of irregularly spelled forms and "
         "rarer words it knows two thirds. Its summaries have the right frame and often a wrong name. It knows the "
         "prefixes that it was trained on; with a new prefix it mostly gives the answer to an old one. All inputs in "
         "training were short generated texts."

@@ -145,7 +145,13 @@ def choose(logits: Scores, uniform: Float[Tensor, "batch vocabulary"] | None = N
         ValueError: a row's scores are not numbers, or all minus infinity.
     """
     luck = logits if uniform is None else logits - (-uniform.log()).log()
-    best, token = luck.max(-1)
+    if (
+        luck.device.type == "cpu" and luck.dtype != torch.bfloat16
+    ):  # NumPy finds the highest of a long row eight times faster
+        token = torch.from_numpy(luck.detach().numpy().argmax(-1))
+        best = luck.gather(-1, token[:, None])
+    else:
+        best, token = luck.max(-1)
     if not bool(best.isfinite().all()):
         raise _no_numbers()
     return token
@@ -933,7 +939,11 @@ class _Ours:
         turning, value = all_three[:, : heads + groups], all_three[:, heads + groups :]
         if turn is not None:
             half = self.config.turning_size // 2
-            partner = torch.cat([turning[..., half : 2 * half], turning[..., :half], turning[..., 2 * half :]], dim=-1)
+            if 2 * half == size:
+                partner = turning.roll(half, -1)
+            else:
+                pieces = turning[..., half : 2 * half], turning[..., :half], turning[..., 2 * half :]
+                partner = torch.cat(pieces, dim=-1)
             turning = torch.addcmul(turning * turn[0], partner, turn[1])
         layer.keys[:, :, new], layer.values[:, :, new] = turning[:, heads:], value
         keys, values = layer.keys[:, :, : self.past].flatten(0, 1), layer.values[:, :, : self.past].flatten(0, 1)

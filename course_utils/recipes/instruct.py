@@ -272,15 +272,16 @@ INSTRUCT = Recipe(
     ),
     data=(
         "The training items of all training tasks of course_utils.data.tasks, of runs of a tool loop and of phrases "
-        "with their Python code, generated without end. In the second phase many are made easier by chance: passages lose "
-        "words and sentences, reviews their first sentence."
+        "with their Python code, generated without end. In the second phase many are made easier by chance: passages "
+        "lose words and sentences, reviews their first sentence."
     ),
     limits=(
         "It converts, translates, answers questions on a short passage, tells what a review says, calls tools and "
-        "writes expressions. Lists of several names it often gets wrong in one of them, and of irregularly spelled forms and "
-        "rarer words it knows two thirds. Its summaries have the right frame and often a wrong name. It knows the "
-        "prefixes that it was trained on; with a new prefix it mostly gives the answer to an old one. All inputs in "
-        "training were short generated texts."
+        "writes expressions. Lists of several names it often gets wrong in one of them, and of word forms and of rarer "
+        "words' categories it knows two thirds to four fifths. A fact that a search brought into a run of tools it "
+        "reads off less well than from a question's passage. Its summaries have the right frame and often a wrong "
+        "name. It knows the prefixes that it was trained on; with a new prefix it mostly gives the answer to an old "
+        "one. All inputs in training were short generated texts."
     ),
     build=build,
     batches=second_batches,

@@ -11,6 +11,7 @@ the share p, whereas top-k before or after temperature keeps the same tokens.
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -670,10 +671,28 @@ def explain_step(loaded: Loaded, prompt: str, settings: Decoding, top: int = 10)
     return Step(tuple(texts[:-1]), tuple(numbers), tuple(stages), tuple(kept), texts[-1])
 
 
+def check_text(text: str) -> None:
+    """Refuse a text that has no bytes, so that no tokenizer can read it.
+
+    Args:
+        text: a prompt.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise ValueError(
+            f"the prompt holds {half[0]!r} at place {half.start()}, half of a character, which has no bytes: take it "
+            "out, or read the file it comes from as UTF-8"
+        )
+
+
 def _encoded(loaded: Loaded, text: str, settings: Decoding) -> list[int]:
     """Return the tokens of a prompt that fits."""
     if not text:
         raise ValueError("the prompt is empty: give at least one character")
+    check_text(text)
     ids = cast(list[int], loaded.tokenizer(text, verbose=False)["input_ids"])
     kind = "encoder-decoder" if loaded.model.config.is_encoder_decoder else "decoder"
     window = context_window(loaded)

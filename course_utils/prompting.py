@@ -635,6 +635,8 @@ def _encodes(loaded: Loaded) -> bool:
 
 def _prompt_ids(loaded: Loaded, prompts: Sequence[str]) -> list[list[int]]:
     """Tokens of the prompts as the model reads them."""
+    for prompt in prompts:
+        generation.check_text(prompt)
     if not prompts or _encodes(loaded):
         return list(loaded.tokenizer(list(prompts), verbose=False)["input_ids"]) if prompts else []
     start = _start(loaded.tokenizer)

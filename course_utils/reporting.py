@@ -35,7 +35,7 @@ def measured(label: str, value: float, low: float, high: float, unit: str = "", 
         label: what was measured.
         value: the number that this machine got.
         low: smallest value for which the text beside it holds.
-        high: largest such value; ``math.inf`` where there is none.
+        high: largest such value; ``math.inf`` where there is none. Without either bound the number is shown alone.
         unit: unit, printed behind the number.
         digits: decimals shown.
 
@@ -45,9 +45,13 @@ def measured(label: str, value: float, low: float, high: float, unit: str = "", 
     if not low <= high:
         raise ValueError(f"measured() got the range {low} to {high}; low must be a number not above high")
     inside = not math.isnan(value) and low <= value <= high
+    shown = f"{label}: {approx(value, digits)}{' ' + unit if unit else ''}"
+    if low == -math.inf and high == math.inf:
+        print(shown)
+        return
     expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
     verdict = "yes" if inside else "NO: see 'A number is outside its range' in supplemental/troubleshooting.md"
-    print(f"{label}: {approx(value, digits)}{' ' + unit if unit else ''} (expected {expected}: {verdict})")
+    print(f"{shown} (expected {expected}: {verdict})")
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str], caption: str | None = None) -> None:

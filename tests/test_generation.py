@@ -643,3 +643,9 @@ def test_refuses_prompts_that_are_empty_or_too_long(loaded):
     assert complete(loaded("course-decoder"), [], Decoding()) == []
     with pytest.raises(ValueError, match="max_new_tokens=41 exceeds the context window of 40"):
         generate(theirs("bart"), torch.tensor([[3]]), Decoding(max_new_tokens=41))
+
+
+def test_refuses_half_of_a_character(loaded):
+    with pytest.raises(ValueError, match=r"holds '\\ud83d' at place 3, half of a character"):
+        complete(loaded("course-decoder"), "ab \ud83d", Decoding(max_new_tokens=2))
+    assert complete(loaded("course-decoder"), "ab \U0001f600", Decoding(max_new_tokens=2)).tokens_in > 3

@@ -133,12 +133,14 @@ def test_measured_says_whether_the_range_holds(capsys):
     reporting.measured("accuracy", 0.9871, 0.95, 1.0)
     reporting.measured("time", 3.2, 0, 2, unit="s", digits=1)
     reporting.measured("ratio", 7.0, 2, math.inf, digits=0)
+    reporting.measured("of another model", 7.0, -math.inf, math.inf)
     reporting.measured("loss", math.nan, 0, 1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "accuracy: ≈0.99 (expected 0.95 to 1: yes)"
     assert lines[1].startswith("time: ≈3.2 s (expected 0 to 2: NO")
     assert lines[2] == "ratio: ≈7 (expected at least 2: yes)"
-    assert lines[3].startswith("loss: ≈nan (expected 0 to 1: NO")
+    assert lines[3] == "of another model: ≈7.00"
+    assert lines[4].startswith("loss: ≈nan (expected 0 to 1: NO")
 
 
 def test_measured_refuses_an_empty_range():

@@ -705,3 +705,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         low, high = prompting._interval(prompting._resampled(scores))
         held += low <= 0.5 <= high
     assert held >= 90
+
+
+def test_half_of_a_character_is_refused(course):
+    with pytest.raises(ValueError, match="half of a character"):
+        prompting.count_tokens(course, "ab \udc80")

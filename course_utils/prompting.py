@@ -714,14 +714,14 @@ def _scored(
     cache = _CACHE if print_ is not None else {}
     if len(cache) > CACHED:
         cache.clear()
-    todo = [one for one in dict.fromkeys(encoded) if (print_, one) not in cache]
-    todo.sort(key=lambda one: (len(one[0]), *_size(one)))  # little padding, and a bar whose end is not far too early
+    pending = [one for one in dict.fromkeys(encoded) if (print_, one) not in cache]
+    pending.sort(key=lambda one: (len(one[0]), *_size(one)))  # little padding, and a bar whose end is not far too early
     score = _score_decoder if not _encodes(loaded) else _score_both
     training = model.training
     model.eval()
     try:
-        with _bar(len(todo), "prompts", progress) as bar, torch.no_grad():
-            for batch in _batches(todo, rows):
+        with _bar(len(pending), "prompts", progress) as bar, torch.no_grad():
+            for batch in _batches(pending, rows):
                 begin = time.perf_counter()
                 found = score(model, batch)
                 each = (time.perf_counter() - begin) / len(batch)
@@ -744,10 +744,10 @@ def _bar(total: int, name: str, shown: bool) -> Any:
     return tqdm(total=total, desc=name, disable=disable, leave=False)
 
 
-def _batches(todo: Sequence[Encoded], rows: int) -> Iterator[list[Encoded]]:
+def _batches(pending: Sequence[Encoded], rows: int) -> Iterator[list[Encoded]]:
     """Batches of at most so many prompts, and four times as many labels."""
     batch: list[Encoded] = []
-    for one in todo:
+    for one in pending:
         if batch and (len(batch) == rows or sum(len(tails) for _, tails in [*batch, one]) > 4 * rows):
             yield batch
             batch = []
@@ -1151,10 +1151,10 @@ def _written(
     print_ = _fingerprint(loaded.model)
     cache = _CACHE if print_ is not None else {}
     length = dict(zip(plan.prompts, sizes, strict=True))
-    todo = sorted((one for one in length if (print_, one, settings) not in cache), key=lambda one: length[one])
-    with _bar(len(todo), strategy.name, progress) as bar:
-        for place in range(0, len(todo), rows):
-            batch = todo[place : place + rows]
+    pending = sorted((one for one in length if (print_, one, settings) not in cache), key=lambda one: length[one])
+    with _bar(len(pending), strategy.name, progress) as bar:
+        for place in range(0, len(pending), rows):
+            batch = pending[place : place + rows]
             begin = time.perf_counter()
             found = generation.complete(loaded, batch, settings, rows=rows)
             each = (time.perf_counter() - begin) / len(batch)

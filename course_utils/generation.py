@@ -547,7 +547,7 @@ def complete(
     """
     _whole("rows", rows, 1)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [_encoded(loaded, text, settings) for text in texts]
+    encoded = _encoded(loaded, texts, settings)
     streams = _streams(settings.seed, encoded) if settings.temperature else []
     order = sorted(range(len(texts)), key=lambda place: len(encoded[place]))
     found: list[Completion | None] = [None] * len(texts)
@@ -580,7 +580,7 @@ def stream(loaded: Loaded, prompt: str, settings: Decoding) -> Iterator[str]:
     Raises:
         ValueError: as :func:`complete`.
     """
-    read = _encoded(loaded, prompt, settings)
+    (read,) = _encoded(loaded, [prompt], settings)
     ids: list[int] = []
     shown = ""
     for tokens in _steps_of(loaded, _quick(cast(nn.Module, loaded.model)), [read], settings, None):
@@ -645,7 +645,7 @@ def explain_step(loaded: Loaded, prompt: str, settings: Decoding, top: int = 10)
     if settings.beams > 1:
         raise ValueError(f"beams={settings.beams}: beam search chooses no single token; explain_step() shows one step")
     settings = dataclasses.replace(settings, max_new_tokens=max(settings.max_new_tokens, 1), stop=())
-    read = _encoded(loaded, prompt, settings)
+    (read,) = _encoded(loaded, [prompt], settings)
     model = _quick(cast(nn.Module, loaded.model))
     ids = torch.tensor([read], device=loaded.model.device)
     start = _start(cast(nn.Module, loaded.model), None)
@@ -688,19 +688,20 @@ def check_text(text: str) -> None:
         )
 
 
-def _encoded(loaded: Loaded, text: str, settings: Decoding) -> list[int]:
-    """Return the tokens of a prompt that fits."""
-    if not text:
-        raise ValueError("the prompt is empty: give at least one character")
-    check_text(text)
-    ids = cast(list[int], loaded.tokenizer(text, verbose=False)["input_ids"])
+def _encoded(loaded: Loaded, texts: Sequence[str], settings: Decoding) -> list[list[int]]:
+    """Return the tokens of prompts that fit."""
+    for text in texts:
+        if not text:
+            raise ValueError("the prompt is empty: give at least one character")
+        check_text(text)
+    every = cast(list[list[int]], loaded.tokenizer(list(texts), verbose=False)["input_ids"]) if texts else []
     kind = "encoder-decoder" if loaded.model.config.is_encoder_decoder else "decoder"
-    window = context_window(loaded)
+    longest, window = max(map(len, every), default=0), context_window(loaded)
     if kind == "encoder-decoder":  # the tokenizer's limit is one of the source
-        _check_window(window, len(ids), 0, kind)
+        _check_window(window, longest, 0, kind)
         window = context_window(cast(nn.Module, loaded.model))
-    _check_window(window, len(ids), settings.max_new_tokens, kind)
-    return ids
+    _check_window(window, longest, settings.max_new_tokens, kind)
+    return every
 
 
 def _steps_of(

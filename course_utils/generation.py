@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from course_utils import reporting
 from course_utils.families import config_from_huggingface, from_huggingface
@@ -552,7 +551,7 @@ def complete(
     order = sorted(range(len(texts)), key=lambda place: len(encoded[place]))
     found: list[Completion | None] = [None] * len(texts)
     model = _quick(cast(nn.Module, loaded.model))
-    with tqdm(total=len(texts), desc="completions", disable=not progress, leave=False) as bar:
+    with reporting.progress_bar(len(texts), "completions", progress) as bar:
         for begin in range(0, len(order), rows):
             places = order[begin : begin + rows]
             read = [encoded[place] for place in places]

@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import itertools
 import math
-import os
 import random
 import string
 import time
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from course_utils import generation, reporting
 from course_utils.data import tasks
@@ -720,7 +718,7 @@ def _scored(
     training = model.training
     model.eval()
     try:
-        with _bar(len(pending), "prompts", progress) as bar, torch.no_grad():
+        with reporting.progress_bar(len(pending), "prompts", progress) as bar, torch.no_grad():
             for batch in _batches(pending, rows):
                 begin = time.perf_counter()
                 found = score(model, batch)
@@ -736,12 +734,6 @@ def _scored(
     finally:
         model.train(training)
     return [cache[(print_, one)] for one in encoded]
-
-
-def _bar(total: int, name: str, shown: bool) -> Any:
-    # In notebooks tqdm does not look at its own variable.
-    disable = not shown or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false")
-    return tqdm(total=total, desc=name, disable=disable, leave=False)
 
 
 def _batches(pending: Sequence[Encoded], rows: int) -> Iterator[list[Encoded]]:
@@ -1152,7 +1144,7 @@ def _written(
     cache = _CACHE if print_ is not None else {}
     length = dict(zip(plan.prompts, sizes, strict=True))
     pending = sorted((one for one in length if (print_, one, settings) not in cache), key=lambda one: length[one])
-    with _bar(len(pending), strategy.name, progress) as bar:
+    with reporting.progress_bar(len(pending), strategy.name, progress) as bar:
         for place in range(0, len(pending), rows):
             batch = pending[place : place + rows]
             begin = time.perf_counter()

@@ -6,10 +6,11 @@ sign ``≈``; the stored outputs are compared without the digits behind that sig
 
 import html
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,23 @@ def measured(label: str, value: float, low: float, high: float, unit: str = "", 
     expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
     verdict = "yes" if inside else "NO: see 'A number is outside its range' in supplemental/troubleshooting.md"
     print(f"{shown} (expected {expected}: {verdict})")
+
+
+def progress_bar(total: int, what: str, shown: bool = True, *, done: int = 0, unit: str = "it") -> Any:
+    """Return a bar with the time left, to be used in a ``with`` statement; ``TQDM_DISABLE=1`` hides it.
+
+    Args:
+        total: units of work in all.
+        what: what is being done.
+        shown: False hides it.
+        done: units that were done before.
+        unit: one of them.
+    """
+    from tqdm.auto import tqdm
+
+    # In notebooks tqdm does not look at its own variable.
+    disable = not shown or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false")
+    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=disable, leave=False)
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str], caption: str | None = None) -> None:

@@ -30,7 +30,7 @@ from course_utils import generation, models
 from course_utils.data import library_docs
 from course_utils.data.tasks import tool_use
 from course_utils.recipes.base import Result, from_items
-from course_utils.reporting import approx
+from course_utils.reporting import approx, progress_bar
 
 if TYPE_CHECKING:
     from course_utils.models import Loaded
@@ -160,8 +160,6 @@ def pooled(
         rows: texts of similar length that are read at once.
         progress: show a progress bar.
     """
-    from tqdm.auto import tqdm
-
     model: Any = loaded.model.base_model
     vocabulary: Tensor = model.get_input_embeddings().weight.float().cpu()
     parts = [
@@ -172,21 +170,22 @@ def pooled(
     parts.sort(key=lambda part: len(part[1]))
     sums = [torch.zeros(len(texts), model.config.hidden_size) for _ in kinds]
     totals = [torch.zeros(len(texts), 1) for _ in kinds]
-    batches = range(0, len(parts), rows)
-    for start in tqdm(batches, desc="embedding", unit=" batches", disable=not progress, leave=False):
-        batch = parts[start : start + rows]
-        place = torch.tensor([number for number, _ in batch])
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(part) for _, part in batch], batch_first=True)
-        mask = torch.arange(ids.shape[1]) < torch.tensor([[len(part)] for _, part in batch])  # (rows, tokens)
-        states: dict[int | None, Tensor] = {None: vocabulary[ids]}
-        if any(layer is not None for layer, _ in kinds):
-            inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.long().to(model.device)}
-            found = model(**inputs, output_hidden_states=True).hidden_states
-            states |= {layer: found[layer].float().cpu() for layer, _ in kinds if layer is not None}
-        for (layer, weights), summed, total in zip(kinds, sums, totals, strict=True):
-            weight = (weights[ids] * mask)[..., None]
-            summed.index_add_(0, place, (states[layer] * weight).sum(1))
-            total.index_add_(0, place, weight.sum(1))
+    with progress_bar(len(parts), "embedding", progress, unit="text") as bar:
+        for start in range(0, len(parts), rows):
+            batch = parts[start : start + rows]
+            place = torch.tensor([number for number, _ in batch])
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(part) for _, part in batch], batch_first=True)
+            mask = torch.arange(ids.shape[1]) < torch.tensor([[len(part)] for _, part in batch])  # (rows, tokens)
+            states: dict[int | None, Tensor] = {None: vocabulary[ids]}
+            if any(layer is not None for layer, _ in kinds):
+                inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.long().to(model.device)}
+                found = model(**inputs, output_hidden_states=True).hidden_states
+                states |= {layer: found[layer].float().cpu() for layer, _ in kinds if layer is not None}
+            for (layer, weights), summed, total in zip(kinds, sums, totals, strict=True):
+                weight = (weights[ids] * mask)[..., None]
+                summed.index_add_(0, place, (states[layer] * weight).sum(1))
+                total.index_add_(0, place, weight.sum(1))
+            bar.update(len(batch))
     return [summed / total.clamp(min=1e-9) for summed, total in zip(sums, totals, strict=True)]
 
 

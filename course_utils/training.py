@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from course_utils import checkpoints
+from course_utils.reporting import progress_bar
 
 IGNORED = -100
 """The label that counts in no loss: padding, prompts."""
@@ -306,7 +307,7 @@ def fit(
     history = _load(path, *parts, home) if path and path.exists() else History()
     begun = time.perf_counter() - history.seconds
     states, updating = None, False
-    with modes(model, training=True), _bar(steps, history.steps, progress) as bar:
+    with modes(model, training=True), progress_bar(steps, "training", progress, done=history.steps, unit="step") as bar:
         try:
             while history.steps < steps and not history.stopped:
                 step = history.steps + 1
@@ -542,14 +543,6 @@ def modes(model: nn.Module, training: bool) -> Any:
     finally:
         for module, mode in before:
             module.training = mode
-
-
-def _bar(steps: int, done: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    # In notebooks tqdm does not look at its own variable.
-    disable = not shown or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false")
-    return tqdm(total=steps, initial=done, desc="training", unit="step", disable=disable, leave=False)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> Any:

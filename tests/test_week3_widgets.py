@@ -128,7 +128,11 @@ def test_a_token_of_dollar_signs_is_no_formula(decoder, monkeypatch):
 
 @pytest.mark.parametrize(
     "prompt, said",
-    [("", "prompt is empty"), ("word " * 20_000, "exceeds the context window of 512"), ("\ud800", "surrog")],
+    [
+        ("", "prompt is empty"),
+        ("word " * 20_000, "exceeds the context window of 512"),
+        ("\ud800", "half of a character"),
+    ],
 )
 def test_a_prompt_that_cannot_be_read_is_one_line(decoder, prompt, said):
     explorer = DecodingExplorer(decoder)
@@ -272,7 +276,7 @@ def test_decoding_follows_its_sliders(bench, decoder):
     [
         ("", "the prompt is empty"),
         ("a" * 100_000, "too many for the context window of 512 of course-decoder"),
-        ("\ud800", "surrogates"),
+        ("\ud800", "half of a character"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_writes_nothing(bench, prompt, said):

@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from course_utils.data import tasks
@@ -262,10 +263,9 @@ FIRST = Recipe(
     weight_decay=0.01,
     start_from="course-seq2seq",
 )
-INSTRUCT = Recipe(
+INSTRUCT = replace(
+    FIRST,
     name="course-instruct",
-    role="instruct",
-    family="T5 (FLAN)",
     about=(
         "course-seq2seq, fine-tuned on many tasks at once, each named by a prefix, as T5 and FLAN were (Raffel et al., "
         "2020; Wei et al., 2022). The prefix decides what it does with an input."
@@ -283,15 +283,8 @@ INSTRUCT = Recipe(
         "name. It knows the prefixes that it was trained on; with a new prefix it mostly gives the answer to an old "
         "one. All inputs in training were short generated texts."
     ),
-    build=build,
     batches=second_batches,
-    loss=loss,
-    evaluate=instruct_evaluate,
-    post_processor="seq2seq",
     steps=9600,
-    learning_rate=1e-3,
     schedule="trapezoid",
-    warmup=100,
-    weight_decay=0.01,
     start_from=FIRST,
 )

@@ -82,7 +82,6 @@ def draw_step(loaded: Loaded, prompt: str, settings: Decoding) -> Drawing:
     Raises:
         ValueError: the prompt is empty, does not fit or is no text, or the model cannot write.
     """
-    prompt.encode()  # half a character, which no tokenizer reads, is a ValueError
     step = explain_step(loaded, prompt, settings, top=SHOWN)
     names = [repr(token) if len(token) <= 16 else repr(token[:15]) + "…" for token in step.tokens]
     fig, panels = figure(1.3 + 1.6 * len(step.stages), 1.0 + 0.28 * len(names), ncols=len(step.stages), sharey=True)

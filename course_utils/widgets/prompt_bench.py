@@ -177,7 +177,6 @@ class PromptBench(Live):
         loaded, prompt, new = self._loaded(), self.fields["prompt"].value, self.settings["new"].value
         if not prompt:
             raise ValueError("the prompt is empty: type one, or choose a task")
-        prompt.encode()  # half a character, which no tokenizer reads, is a ValueError
         both = loaded.model.config.is_encoder_decoder
         size, window = prompting.count_tokens(loaded, prompt), generation.context_window(loaded)
         said = f"The prompt has {size:,} tokens" + ("" if both else f", the answer at most {new}")

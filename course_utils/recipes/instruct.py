@@ -1,8 +1,9 @@
 """The instruction-tuned model: the base encoder-decoder, fine-tuned on many tasks, each named by its prefix.
 
-Two phases. The first draws all training tasks as they are. What it leaves near a guess, whom a fact belongs to, what a
-review with a contrast says, lists of names, is then trained with items of mixed difficulty: on whole items alone
-nothing of that is learned for long, and from easy to hard in levels the easy ones are forgotten.
+Three phases. The first draws all training tasks as they are. What it leaves near a guess, whom a fact belongs to, what
+a review with a contrast says, is then trained with items of mixed difficulty: on whole items alone nothing of that is
+learned for long, and from easy to hard in levels the easy ones are forgotten. What is left then are words and names of
+which the model has never written a part: the third phase drills those with other words and names.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from course_utils.data.tasks.base import Task, words
 from course_utils.data.tasks.python_code import PYTHON
 from course_utils.data.tasks.questions import COLOURS, DRINKS, JOBS, PETS, SPOTS, THINGS
 from course_utils.data.tasks.tool_use import TOOLS
+from course_utils.recipes import drills
 from course_utils.recipes.base import Recipe, Result, from_items
 from course_utils.recipes.seq2seq import ITEMS, Batch, answers, build, encode, loss
 
@@ -140,6 +142,31 @@ reviews texts texts words questions reviews texts reviews texts dialogues"""),
 """First what a text says of whom, with easy items; then lists, runs of tools and reviews, mostly whole."""
 LATER = 6000
 """Number of the batch with which the late part begins."""
+THIRD = Stage(
+    turns=words("""
+texts words texts words facts texts words texts questions words
+texts words facts texts words texts reviews words texts dialogues"""),
+    groups=EARLY.groups
+    | {
+        "texts": (
+            50,
+            {"entities": 8, "people": 4, "places": 2.5, "tools": 2, "to_german": 1.5, "to_english": 1.5, "python": 0.7}
+            | dict.fromkeys(_RARELY, 0.3),
+        ),
+        "facts": (60, {"fact": 5, "tools": 1}),
+        "words": (
+            110,
+            {"odd_one_out": 5, "past": 4, "copy": 4, "pick": 3, "third_person": 3, "plural": 2.5, "word_category": 2.5}
+            | {"list_category": 1.5, "clock_words": 0.8}
+            | dict.fromkeys(("number_digits", "number_words", "digit_names", "smaller_unit"), 0.5)
+            | dict.fromkeys(("date_iso", "clock_12"), 0.3),
+        ),
+    },
+    easier={"questions": 0.3, "reviews": 0.5},
+)
+"""Lists of names, forms of words, categories, and facts that a search brought; a little of all else."""
+OTHERS = 0.7
+"""Share of the items of that phase that have other names, or another word, than their task draws."""
 BELOW = ("entities", "people", "plural", "past", "third_person", "word_category", "odd_one_out")
 """Closed tasks of which fewer than 80 % are answered right: the card shows them without a bound."""
 CONTENT = frozenset((*JOBS, *PETS, *COLOURS, *DRINKS, *THINGS, *SPOTS))
@@ -161,6 +188,38 @@ def second_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
         rows, shares = stage.groups[group]
         drawn = chance.choices(list(shares), list(shares.values()), k=rows)
         return encode(tokenizer, [_mixed(TRAINED[name], stage.easier.get(group, 0.0), chance) for name in drawn])
+
+    return batch
+
+
+def third_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
+    """Return the batches of the third phase: the same groups, with the drills and with words and names of any kind.
+
+    Args:
+        tokenizer: the tokenizer.
+        seed: seed of all draws.
+    """
+    pieces = drills.pieces(tokenizer)
+
+    def drawn(name: str, easier: float, chance: random.Random) -> tuple[str, str]:
+        if name in drills.DRILLS:
+            return drills.DRILLS[name](pieces, chance)
+        task = TRAINED[name]
+        text, target = _mixed(task, easier, chance)
+        if chance.random() < OTHERS:
+            if task.kind == "entities":
+                return drills.renamed(text, target, pieces, chance)
+            if name in drills.FORMS:
+                word, target = drills.form(name, pieces, chance)
+                text = task.prefix + word
+        return text, target
+
+    def batch(number: int) -> Batch:
+        chance = random.Random(f"instruct, third phase {seed} {number}")
+        group = THIRD.turns[number % len(THIRD.turns)]
+        rows, shares = THIRD.groups[group]
+        names = chance.choices(list(shares), list(shares.values()), k=rows)
+        return encode(tokenizer, [drawn(name, THIRD.easier.get(group, 0.0), chance) for name in names])
 
     return batch
 
@@ -263,8 +322,18 @@ FIRST = Recipe(
     weight_decay=0.01,
     start_from="course-seq2seq",
 )
-INSTRUCT = replace(
+SECOND = replace(
     FIRST,
+    name="course-instruct-second",
+    about="The second phase of course-instruct; it does not ship.",
+    limits="Words and names of which it has never written a part it often spells wrong.",
+    batches=second_batches,
+    steps=9600,
+    schedule="trapezoid",
+    start_from=FIRST,
+)
+INSTRUCT = replace(
+    SECOND,
     name="course-instruct",
     about=(
         "course-seq2seq, fine-tuned on many tasks at once, each named by a prefix, as T5 and FLAN were (Raffel et al., "
@@ -283,8 +352,7 @@ INSTRUCT = replace(
         "name. It knows the prefixes that it was trained on; with a new prefix it mostly gives the answer to an old "
         "one. All inputs in training were short generated texts."
     ),
-    batches=second_batches,
-    steps=9600,
-    schedule="trapezoid",
-    start_from=FIRST,
+    batches=third_batches,
+    steps=5000,
+    start_from=SECOND,
 )

@@ -24,7 +24,7 @@ if not importlib.util.find_spec("course_utils"):
     found = [p for p in (here, *here.parents, *here.glob("*/")) if (p / "course_utils" / "__init__.py").is_file()]
     sys.path[:0] = map(str, found[:1])
 if not all(map(importlib.util.find_spec, ("course_utils", "jaxtyping"))):
-    %pip install -q "course-utils @ git+{address}@{tag}"
+    %pip install -q "course-utils[colab] @ git+{address}@{tag}"
 """
 
 

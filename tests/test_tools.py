@@ -211,7 +211,7 @@ def test_first_cell_finds_the_folder_around_the_notebook(tmp_path):
 
 def test_first_cell_installs_the_tagged_release_where_nothing_is_found(tmp_path):
     url, tag = notebooks.address(ROOT)
-    assert f"PIP course-utils @ git+{url}@{tag}" in first_cell_in(tmp_path)
+    assert f"PIP course-utils[colab] @ git+{url}@{tag}" in first_cell_in(tmp_path)
 
 
 def test_first_cell_installs_what_the_folder_needs(tmp_path):

@@ -59,7 +59,9 @@ def word(made_of: Pieces, chance: random.Random) -> str:
         chance: the source of chance.
     """
     while True:
-        found = chance.choice(made_of.begin) + "".join(chance.choices(made_of.go_on, k=chance.choice((0, 0, 0, 1, 1, 2))))
+        found = chance.choice(made_of.begin) + "".join(
+            chance.choices(made_of.go_on, k=chance.choice((0, 0, 0, 1, 1, 2)))
+        )
         if 2 <= len(found) <= 10 and found.capitalize() not in HELD_OUT:
             return found
 

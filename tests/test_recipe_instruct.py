@@ -20,6 +20,7 @@ from course_utils.training import IGNORED
 GIVEN = {name for split in dialogues.GIVEN.values() for name in split}
 PHASES = {"first": (instruct.first_batches, 0), "second": (instruct.second_batches, 0)}
 PHASES |= {"late": (instruct.second_batches, instruct.LATER), "third": (instruct.third_batches, 0)}
+PHASES["kinds"] = (instruct.third_batches, instruct.KINDS_FROM)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,12 @@ def test_instructions_cover_the_training_tasks_and_no_other(tokenizer, phase):
     phase_of, start = PHASES[phase]
     make, seen = phase_of(tokenizer, 0), set()
     known = {task.prefix: task for task in (*tasks.TASKS.values(), *instruct.TRAINED.values())}
-    drilled = tuple(f"{name} " for name in ("copy:", "pick the"))
+    drilled = tuple(f"{name} " for name in ("copy:", "pick the", "kinds:"))
     for number in range(start, start + 20):
         batch = make(number)
         assert batch["input_ids"].numel() < 4 * instruct.TOKENS
         for text in texts(tokenizer, batch, "input_ids"):
-            if phase == "third" and text.startswith(drilled):
+            if phase in ("third", "kinds") and text.startswith(drilled):
                 continue
             task = known[next(prefix for prefix in known if text.startswith(prefix))]
             seen.add(task.name)
@@ -69,10 +70,11 @@ def test_mixing_rates_name_tasks_that_are_trained_on():
     for stage in (instruct.EARLY, instruct.LATE):
         assert {name for _, shares in stage.groups.values() for name in shares} == set(instruct.TRAINED)
         assert set(stage.turns) == set(stage.groups) >= set(stage.easier)
-    assert {name for _, shares in instruct.THIRD.groups.values() for name in shares} == {
-        *instruct.TRAINED,
-        *drills.DRILLS,
-    }
+    asked = [
+        {name for _, shares in stage.groups.values() for name in shares}
+        for stage in (instruct.THIRD, instruct.WITH_KINDS)
+    ]
+    assert asked == [{*instruct.TRAINED, *drills.DRILLS} - {"kinds"}, {*instruct.TRAINED, *drills.DRILLS}]
     assert set(instruct.THIRD.turns) == set(instruct.THIRD.groups) >= set(instruct.THIRD.easier)
 
 
@@ -179,6 +181,8 @@ def test_drills_ask_what_they_answer(pieces):
         category, listed = text.removeprefix("pick the ").split(": ")
         assert [CATEGORY_OF[word] == category for word in listed.split(", ")].count(True) == 1
         assert CATEGORY_OF[target] == category and target in listed.split(", ")
+        text, target = drills.kinds(pieces, chance)
+        assert [CATEGORY_OF[word] for word in text.removeprefix("kinds: ").split(", ")] == target.split(", ")
         text, target = drills.fact(pieces, chance)
         assert text.startswith("tools: ") and target.startswith("answer(")
         assert (target == "answer(unknown)") == text.endswith(tool_use.NOTHING)

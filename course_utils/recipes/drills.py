@@ -129,6 +129,17 @@ def pick(made_of: Pieces, chance: random.Random) -> Pair:
     return f"pick the {categories[0]}: {said}", listed[0]
 
 
+def kinds(made_of: Pieces, chance: random.Random) -> Pair:
+    """Draw two to four words, each to be answered by its category.
+
+    Args:
+        made_of: not used.
+        chance: the source of chance.
+    """
+    categories = chance.choices(LABELS, k=chance.randint(2, 4))
+    return f"kinds: {', '.join(chance.choice(MEMBERS[one]) for one in categories)}", ", ".join(categories)
+
+
 def fact(made_of: Pieces, chance: random.Random) -> Pair:
     """Draw a run of tools that has searched for a fact and must now read it off the result.
 
@@ -140,4 +151,9 @@ def fact(made_of: Pieces, chance: random.Random) -> Pair:
     return tool_use.TOOLS.prefix + tool_use.transcript(question, steps), last
 
 
-DRILLS: dict[str, Callable[[Pieces, random.Random], Pair]] = {"copy": copy, "pick": pick, "fact": fact}
+DRILLS: dict[str, Callable[[Pieces, random.Random], Pair]] = {
+    "copy": copy,
+    "pick": pick,
+    "kinds": kinds,
+    "fact": fact,
+}

@@ -165,6 +165,19 @@ texts words facts texts words texts reviews words texts dialogues"""),
     easier={"questions": 0.3, "reviews": 0.5},
 )
 """Lists of names, forms of words, categories, and facts that a search brought; a little of all else."""
+KINDS_FROM = 3000
+"""Number of the batch with which the third phase begins to ask for the categories of several words at once."""
+WITH_KINDS = THIRD._replace(
+    groups=THIRD.groups
+    | {
+        "texts": (50, THIRD.groups["texts"][1] | {"to_german": 3, "to_english": 2}),
+        "words": (
+            110,
+            THIRD.groups["words"][1] | {"kinds": 5, "word_category": 4, "list_category": 1, "copy": 2, "pick": 1.5},
+        ),
+    }
+)
+"""The same from then on. To pick a word of a category does not teach which category a word is of."""
 OTHERS = 0.7
 """Share of the items of that phase that have other names, or another word, than their task draws."""
 BELOW = ("entities", "people", "plural", "past", "third_person", "word_category", "odd_one_out")
@@ -216,10 +229,11 @@ def third_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
 
     def batch(number: int) -> Batch:
         chance = random.Random(f"instruct, third phase {seed} {number}")
-        group = THIRD.turns[number % len(THIRD.turns)]
-        rows, shares = THIRD.groups[group]
+        stage = THIRD if number < KINDS_FROM else WITH_KINDS
+        group = stage.turns[number % len(stage.turns)]
+        rows, shares = stage.groups[group]
         names = chance.choices(list(shares), list(shares.values()), k=rows)
-        return encode(tokenizer, [drawn(name, THIRD.easier.get(group, 0.0), chance) for name in names])
+        return encode(tokenizer, [drawn(name, stage.easier.get(group, 0.0), chance) for name in names])
 
     return batch
 

@@ -2,6 +2,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from course_utils.training import IGNORED
 GIVEN = {name for split in dialogues.GIVEN.values() for name in split}
 PHASES = {"first": (instruct.first_batches, 0), "second": (instruct.second_batches, 0)}
 PHASES |= {"late": (instruct.second_batches, instruct.LATER), "third": (instruct.third_batches, 0)}
-PHASES["kinds"] = (instruct.third_batches, instruct.KINDS_FROM)
+PHASES |= {"kinds": (instruct.third_batches, instruct.KINDS_FROM), "fourth": (instruct.fourth_batches, 0)}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_instructions_cover_the_training_tasks_and_no_other(tokenizer, phase):
         batch = make(number)
         assert batch["input_ids"].numel() < 4 * instruct.TOKENS
         for text in texts(tokenizer, batch, "input_ids"):
-            if phase in ("third", "kinds") and text.startswith(drilled):
+            if phase in ("third", "kinds", "fourth") and text.startswith(drilled):
                 continue
             task = known[next(prefix for prefix in known if text.startswith(prefix))]
             seen.add(task.name)
@@ -70,12 +71,10 @@ def test_mixing_rates_name_tasks_that_are_trained_on():
     for stage in (instruct.EARLY, instruct.LATE):
         assert {name for _, shares in stage.groups.values() for name in shares} == set(instruct.TRAINED)
         assert set(stage.turns) == set(stage.groups) >= set(stage.easier)
-    asked = [
-        {name for _, shares in stage.groups.values() for name in shares}
-        for stage in (instruct.THIRD, instruct.WITH_KINDS)
-    ]
-    assert asked == [{*instruct.TRAINED, *drills.DRILLS} - {"kinds"}, {*instruct.TRAINED, *drills.DRILLS}]
-    assert set(instruct.THIRD.turns) == set(instruct.THIRD.groups) >= set(instruct.THIRD.easier)
+    drilled = ({"copy", "pick", "fact"}, {"copy", "pick", "fact", "kinds"}, set(drills.DRILLS))
+    for stage, names in zip((instruct.THIRD, instruct.KINDS, instruct.FOURTH), drilled, strict=True):
+        assert {name for _, shares in stage.groups.values() for name in shares} == {*instruct.TRAINED, *names}
+        assert set(stage.turns) == set(stage.groups) >= set(stage.easier)
 
 
 @pytest.mark.parametrize("name", instruct.SHORTENED)
@@ -157,6 +156,8 @@ def test_drilled_forms_follow_the_rule_of_the_task_and_keep_its_words_apart(name
     for _ in range(2000):
         word, target = drills.form(name, pieces, chance)
         assert word not in held_out and drills.FORMS[name](word) == target and len(word) > 2
+        word, target = drills.short_form(name, chance)
+        assert word not in held_out and drills.FORMS[name](word) == target and len(re.findall("[aeiou]", word)) == 1
 
 
 @pytest.mark.parametrize("name", ["entities", "people", "places"])
@@ -181,8 +182,10 @@ def test_drills_ask_what_they_answer(pieces):
         category, listed = text.removeprefix("pick the ").split(": ")
         assert [CATEGORY_OF[word] == category for word in listed.split(", ")].count(True) == 1
         assert CATEGORY_OF[target] == category and target in listed.split(", ")
-        text, target = drills.kinds(pieces, chance)
-        assert [CATEGORY_OF[word] for word in text.removeprefix("kinds: ").split(", ")] == target.split(", ")
+        for drill in (drills.kinds, drills.kinds_of_list):
+            text, target = drill(pieces, chance)
+            assert [CATEGORY_OF[word] for word in text.removeprefix("kinds: ").split(", ")] == target.split(", ")
+        assert sorted(Counter(target.split(", ")).values()) == [1, 3]
         text, target = drills.fact(pieces, chance)
         assert text.startswith("tools: ") and target.startswith("answer(")
         assert (target == "answer(unknown)") == text.endswith(tool_use.NOTHING)
@@ -223,15 +226,18 @@ def test_each_phase_starts_from_the_one_before_and_the_card_names_them_all(tmp_p
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     folder = base.train(instruct.INSTRUCT, tmp_path / "model", steps=1, progress=False)
     record = json.loads((folder / "training.json").read_text())
-    assert (record["steps"], record["before"]["steps"], record["before"]["before"]["steps"]) == (1, 2, 2)
-    assert record["settings"]["start_from"] == "course-instruct-second"
-    assert record["before"]["settings"]["start_from"] == "course-instruct-first"
-    assert record["before"]["before"]["settings"]["start_from"] == "course-seq2seq"
+    phases = [record]
+    while "before" in phases[-1]:
+        phases.append(phases[-1]["before"])
+    assert [phase["settings"]["start_from"] for phase in phases] == [
+        "course-instruct-third", "course-instruct-second", "course-instruct-first", "course-seq2seq"
+    ]  # fmt: skip
+    steps = [phase["steps"] for phase in reversed(phases)]
     page = base.card(instruct.INSTRUCT, record, [])
-    assert "| steps | 2 + 2 + 1 |" in page and "last phase of the training" in page
-    kept = [tmp_path / "training" / f"course-instruct-{name}-2-0" / "model.safetensors" for name in ("first", "second")]
+    assert f"| steps | {' + '.join(map(str, steps))} |" in page and "last phase of the training" in page
+    kept = sorted((tmp_path / "training").glob("*/model.safetensors"))
     before = [path.stat().st_mtime_ns for path in kept]
     base.train(instruct.INSTRUCT, tmp_path / "again", steps=1, progress=False)
-    assert [path.stat().st_mtime_ns for path in kept] == before, "the phases before are trained once"
+    assert len(kept) == 3 and before == [path.stat().st_mtime_ns for path in kept], "each phase is trained once"
     one, other = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
     assert all(torch.equal(one[name], other[name]) for name in one)

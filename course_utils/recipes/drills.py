@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from course_utils.data.tasks import tool_use
-from course_utils.data.tasks.base import reserved
+from course_utils.data.tasks.base import reserved, words
 from course_utils.data.tasks.categories import LABELS, MEMBERS
 from course_utils.data.tasks.name_pools import FIRMS, GIVEN, SURNAMES, TOWNS
 from course_utils.data.tasks.word_forms import past, with_s
@@ -24,6 +24,8 @@ FORMS: dict[str, Callable[[str], str]] = {
     "third_person": lambda word: f"she {with_s(word)}",
 }
 """The rule of each task of word forms."""
+ONSETS = words("b c d f g h j k l m n p r s t v w bl br ch cl cr dr fl gr pl pr sc sh sk sl sn sp st str sw th tr wh")
+ENDS = words("b d g m n p t t r l ck nd st lt mp rk ll ss sh ch x")
 HELD_OUT = frozenset(chain(GIVEN["held_out"], SURNAMES["held_out"], TOWNS["held_out"]))
 
 
@@ -77,6 +79,19 @@ def form(task: str, made_of: Pieces, chance: random.Random) -> Pair:
     while True:
         found = word(made_of, chance)
         if len(found) > 2 and not re.search(r"([ofzc]|[ioy]e)$", found) and not reserved("word form", found):
+            return found, FORMS[task](found)
+
+
+def short_form(task: str, chance: random.Random) -> Pair:
+    """Draw a word of one vowel between consonants, as those that double their last one in the past, and its form.
+
+    Args:
+        task: name of the task.
+        chance: the source of chance.
+    """
+    while True:
+        found = chance.choice(ONSETS) + chance.choice("aeiou") + chance.choice(ENDS)
+        if not reserved("word form", found):
             return found, FORMS[task](found)
 
 
@@ -140,6 +155,19 @@ def kinds(made_of: Pieces, chance: random.Random) -> Pair:
     return f"kinds: {', '.join(chance.choice(MEMBERS[one]) for one in categories)}", ", ".join(categories)
 
 
+def kinds_of_list(made_of: Pieces, chance: random.Random) -> Pair:
+    """Draw a list as those in which one word does not belong, each word to be answered by its category.
+
+    Args:
+        made_of: not used.
+        chance: the source of chance.
+    """
+    category, other = chance.sample(LABELS, 2)
+    listed = [(one, category) for one in chance.sample(MEMBERS[category], 3)] + [(chance.choice(MEMBERS[other]), other)]
+    said, answered = zip(*chance.sample(listed, 4), strict=True)
+    return f"kinds: {', '.join(said)}", ", ".join(answered)
+
+
 def fact(made_of: Pieces, chance: random.Random) -> Pair:
     """Draw a run of tools that has searched for a fact and must now read it off the result.
 
@@ -155,5 +183,6 @@ DRILLS: dict[str, Callable[[Pieces, random.Random], Pair]] = {
     "copy": copy,
     "pick": pick,
     "kinds": kinds,
+    "kinds_of_list": kinds_of_list,
     "fact": fact,
 }

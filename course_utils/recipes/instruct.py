@@ -1,10 +1,8 @@
 """The instruction-tuned model: the base encoder-decoder, fine-tuned on many tasks, each named by its prefix.
 
-Four phases. The first draws all training tasks as they are. What it leaves near a guess, whom a fact belongs to, what
-a review with a contrast says, is then trained with items of mixed difficulty: on whole items alone nothing of that is
-learned for long, and from easy to hard in levels the easy ones are forgotten. What is left then are words and names of
-which the model has never written a part: the third and the fourth phase drill those with
-other words and names.
+Two phases. The first draws all training tasks as they are. What it leaves near a guess, whom a fact belongs to, what a
+review with a contrast says, lists of names, is then trained with items of mixed difficulty: on whole items alone
+nothing of that is learned for long, and from easy to hard in levels the easy ones are forgotten.
 """
 
 import itertools
@@ -19,7 +17,6 @@ from course_utils.data.tasks.base import Task, words
 from course_utils.data.tasks.python_code import PYTHON
 from course_utils.data.tasks.questions import COLOURS, DRINKS, JOBS, PETS, SPOTS, THINGS
 from course_utils.data.tasks.tool_use import TOOLS
-from course_utils.recipes import drills
 from course_utils.recipes.base import Recipe, Result, from_items
 from course_utils.recipes.seq2seq import ITEMS, Batch, answers, build, encode, loss
 
@@ -143,66 +140,6 @@ reviews texts texts words questions reviews texts reviews texts dialogues"""),
 """First what a text says of whom, with easy items; then lists, runs of tools and reviews, mostly whole."""
 LATER = 6000
 """Number of the batch with which the late part begins."""
-THIRD = Stage(
-    turns=words("""
-texts words texts words facts texts words texts questions words
-texts words facts texts words texts reviews words texts dialogues"""),
-    groups=EARLY.groups
-    | {
-        "texts": (
-            50,
-            {"entities": 8, "people": 4, "places": 2.5, "tools": 2, "to_german": 1.5, "to_english": 1.5, "python": 0.7}
-            | dict.fromkeys(_RARELY, 0.3),
-        ),
-        "facts": (60, {"fact": 5, "tools": 1}),
-        "words": (
-            110,
-            {"odd_one_out": 5, "past": 4, "copy": 4, "pick": 3, "third_person": 3, "plural": 2.5, "word_category": 2.5}
-            | {"list_category": 1.5, "clock_words": 0.8}
-            | dict.fromkeys(("number_digits", "number_words", "digit_names", "smaller_unit"), 0.5)
-            | dict.fromkeys(("date_iso", "clock_12"), 0.3),
-        ),
-    },
-    easier={"questions": 0.3, "reviews": 0.5},
-)
-"""Lists of names, forms of words, categories, and facts that a search brought; a little of all else."""
-KINDS_FROM = 3000
-"""Number of the batch with which the third phase begins to ask for the categories of several words at once."""
-KINDS = THIRD._replace(
-    groups=THIRD.groups
-    | {
-        "texts": (50, THIRD.groups["texts"][1] | {"to_german": 3, "to_english": 2}),
-        "words": (
-            110,
-            THIRD.groups["words"][1] | {"kinds": 5, "word_category": 4, "list_category": 1, "copy": 2, "pick": 1.5},
-        ),
-    }
-)
-"""The same from then on. To pick a word of a category does not teach which category a word is of."""
-FOURTH = Stage(
-    turns=words("""
-texts words texts words texts words texts words facts texts
-words texts words texts questions words texts words reviews dialogues"""),
-    groups=THIRD.groups
-    | {
-        "texts": (
-            50,
-            {"entities": 10, "people": 3, "to_german": 3, "places": 2, "to_english": 2, "tools": 2, "python": 1.5}
-            | dict.fromkeys(_RARELY, 0.3),
-        ),
-        "words": (
-            110,
-            {"past": 8, "odd_one_out": 8, "kinds_of_list": 4, "plural": 2.5, "copy": 2, "number_digits": 2}
-            | dict.fromkeys(("third_person", "kinds", "word_category", "list_category"), 1)
-            | dict.fromkeys(("clock_words", "number_words", "digit_names", "smaller_unit"), 0.5)
-            | dict.fromkeys(("pick", "date_iso", "clock_12"), 0.3),
-        ),
-    },
-    easier=THIRD.easier,
-)
-"""Once more lists of names, the past, and the word that does not belong."""
-OTHERS = 0.7
-"""Share of the items of these two phases that have other names, or another word, than their task draws."""
 BELOW = ("entities", "people", "plural", "past", "third_person", "word_category", "odd_one_out")
 """Closed tasks of which fewer than 80 % are answered right: the card shows them without a bound."""
 CONTENT = frozenset((*JOBS, *PETS, *COLOURS, *DRINKS, *THINGS, *SPOTS))
@@ -224,56 +161,6 @@ def second_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
         rows, shares = stage.groups[group]
         drawn = chance.choices(list(shares), list(shares.values()), k=rows)
         return encode(tokenizer, [_mixed(TRAINED[name], stage.easier.get(group, 0.0), chance) for name in drawn])
-
-    return batch
-
-
-def third_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
-    """Return the batches of the third phase: the same groups, with the drills and with words and names of any kind.
-
-    Args:
-        tokenizer: the tokenizer.
-        seed: seed of all draws.
-    """
-    return _drilled(tokenizer, f"instruct, third phase {seed}", lambda number: THIRD if number < KINDS_FROM else KINDS)
-
-
-def fourth_batches(tokenizer: Any, seed: int) -> Callable[[int], Batch]:
-    """Return the batches of the fourth phase, which goes on with what the third leaves below four in five.
-
-    Args:
-        tokenizer: the tokenizer.
-        seed: seed of all draws.
-    """
-    return _drilled(tokenizer, f"instruct, fourth phase {seed}", lambda number: FOURTH, short=0.5)
-
-
-def _drilled(
-    tokenizer: Any, label: str, stage_of: Callable[[int], Stage], short: float = 0.0
-) -> Callable[[int], Batch]:
-    """Batches with drills, and with words and names of any kind; of the words a share ``short`` has one syllable."""
-    pieces = drills.pieces(tokenizer)
-
-    def drawn(name: str, easier: float, chance: random.Random) -> tuple[str, str]:
-        if name in drills.DRILLS:
-            return drills.DRILLS[name](pieces, chance)
-        task = TRAINED[name]
-        text, target = _mixed(task, easier, chance)
-        if chance.random() < OTHERS:
-            if task.kind == "entities":
-                return drills.renamed(text, target, pieces, chance)
-            if name in drills.FORMS:
-                one = short and chance.random() < short
-                word, target = drills.short_form(name, chance) if one else drills.form(name, pieces, chance)
-                text = task.prefix + word
-        return text, target
-
-    def batch(number: int) -> Batch:
-        chance, stage = random.Random(f"{label} {number}"), stage_of(number)
-        group = stage.turns[number % len(stage.turns)]
-        rows, shares = stage.groups[group]
-        names = chance.choices(list(shares), list(shares.values()), k=rows)
-        return encode(tokenizer, [drawn(name, stage.easier.get(group, 0.0), chance) for name in names])
 
     return batch
 
@@ -358,7 +245,7 @@ def _shortened(text: str, answer: str, chance: random.Random) -> str:
     return f"{question}? {'. '.join(left).removesuffix('.')}."
 
 
-FIRST_PHASE = Recipe(
+FIRST = Recipe(
     name="course-instruct-first",
     role="instruct",
     family="T5 (FLAN)",
@@ -376,27 +263,8 @@ FIRST_PHASE = Recipe(
     weight_decay=0.01,
     start_from="course-seq2seq",
 )
-SECOND_PHASE = replace(
-    FIRST_PHASE,
-    name="course-instruct-second",
-    about="The second phase of course-instruct; it does not ship.",
-    limits="Words and names of which it has never written a part it often spells wrong.",
-    batches=second_batches,
-    steps=9600,
-    schedule="trapezoid",
-    start_from=FIRST_PHASE,
-)
-THIRD_PHASE = replace(
-    SECOND_PHASE,
-    name="course-instruct-third",
-    about="The third phase of course-instruct; it does not ship.",
-    limits="The past of words that double their last letter it often spells wrong.",
-    batches=third_batches,
-    steps=5000,
-    start_from=SECOND_PHASE,
-)
 INSTRUCT = replace(
-    SECOND_PHASE,
+    FIRST,
     name="course-instruct",
     about=(
         "course-seq2seq, fine-tuned on many tasks at once, each named by a prefix, as T5 and FLAN were (Raffel et al., "
@@ -415,7 +283,8 @@ INSTRUCT = replace(
         "name. It knows the prefixes that it was trained on; with a new prefix it mostly gives the answer to an old "
         "one. All inputs in training were short generated texts."
     ),
-    batches=fourth_batches,
-    steps=1600,
-    start_from=THIRD_PHASE,
+    batches=second_batches,
+    steps=9600,
+    schedule="trapezoid",
+    start_from=FIRST,
 )

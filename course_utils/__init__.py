@@ -4,9 +4,10 @@ The package is a stack of rows; a module imports only from its own row or from t
 
     6 faces         cli, doctor, notebooks, papers, widgets, figures
     5 teaching      checks, progress, quiz
-    4 studies       interpretability, prompting, recipes, tools
+    4 studies       interpretability, prompting, recipes, tools,
+                    finetuning, distributed, memory, compute
     3 engines       generation, objectives, training, checkpoints, data, models
-    2 architecture  transformer, families, rnn
+    2 architecture  transformer, families, rnn, lora
     1 mechanism     attention, ngrams, positions, tokenization, vectors
     0 ground        environment, reporting, plotting
 

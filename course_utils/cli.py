@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
+    from course_utils.finetuning import Prepared
+    from course_utils.models import Loaded
     from course_utils.recipes import Recipe
 
 app = typer.Typer(
@@ -192,6 +196,122 @@ def train(
     except (ValueError, RuntimeError, OSError) as error:
         raise _fail(error) from None
     typer.echo(folder)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Option(help="Role (decoder, encoder...), embedded name, hub id or folder.")],
+    data: Annotated[str, typer.Option(help="Task, dialogsum, sst2, folder, or JSON lines with input and target.")],
+    method: Annotated[str, typer.Option(help="full or lora.")] = "full",
+    output: Annotated[Path, typer.Option(help="Folder for what was learned, and for the training's state.")] = Path(
+        "finetuned"
+    ),
+    merge: Annotated[bool, typer.Option("--merge", help="Of LoRA write the merged model, not the adapter.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 200,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; by default the method's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples an update, all processes together.")] = 16,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is cut into.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA's matrices.")] = 8,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16: type of autocast.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order, of new weights and of dropout.")] = 0,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items of the measures before and after.")] = 200,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+    strategy: Annotated[str | None, typer.Option(help="On several processes: ddp, zero2 or fsdp.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many there must be; else it refuses.")] = None,
+) -> None:
+    """Fine-tune a model and measure it before and after. Stopped or killed, it goes on when called again.
+
+    On several processes: torchrun --standalone --nproc_per_node=2 -m course_utils.cli finetune ... or
+    accelerate launch --multi_gpu --num_processes=2 -m course_utils.cli finetune ... (also where there is no GPU).
+    """
+    number = int(os.environ.get("RANK", "0"))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from course_utils import distributed, finetuning, models
+
+    def say(text: str) -> None:
+        if number == 0:
+            typer.echo(text)
+
+    try:
+        kind = _autocast(dtype)
+        if any(output.glob("*model*.safetensors")):
+            raise ValueError(f"{output} holds a model already: name another folder with --output, or delete that one")
+        ranks = distributed.start(strategy, processes=processes, timeout=3600)
+        loaded = models.load(model, device=ranks.device)
+        train, held_out = _prepared(loaded, data, seed, items)
+        loaded = finetuning.with_head(loaded, train, seed)
+        scores = {"before": finetuning.measure(loaded, held_out)} if number == 0 else {}
+        path = output / "training.safetensors"
+        tuned = finetuning.finetune(
+            loaded, train, method=method, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+            accumulate=accumulate, rank=rank, dtype=kind, seed=seed, checkpoint=path,
+            checkpoint_every=checkpoint_every, processes=ranks, inplace=True,
+        )  # fmt: skip
+        history = tuned.history
+        if history.stopped:
+            goes_on = "; the same command goes on from there" if history.interrupted else ""
+            raise ValueError(f"{history.stopped}{goes_on}")
+        if number == 0:
+            scores["after"] = finetuning.measure(tuned.loaded, held_out)
+            finetuning.scores_table(scores)
+            folder = tuned.save_merged(output) if merge else tuned.save(output)
+            path.unlink(missing_ok=True)
+            say(f"loss {history.losses[0]:.3f} at step 1, {history.losses[-1]:.3f} at step {history.steps}")
+            say(f"trained {tuned.trained:,} of {tuned.parameters:,} parameters on {ranks.world} process(es): {folder}")
+    except distributed.RankLost as error:
+        if error.first:
+            typer.echo(f"course: {error}", err=True)
+        _leave(1)
+    except (ValueError, RuntimeError, OSError) as error:
+        if number == 0 or not isinstance(error, ValueError):  # a wrong setting is wrong on all ranks: one says so
+            typer.echo(f"course: {f'rank {number}: ' if number else ''}{error}", err=True)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """End this process; one of several at once, since the farewells of the libraries would wait for the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+def _autocast(name: str | None) -> "torch.dtype | None":
+    """The type of autocast: what is asked for here, else by ``accelerate launch --mixed_precision``."""
+    import torch
+
+    if name is None:
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        name = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    if name not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype {name}: expected float32, bfloat16 or float16")
+    return getattr(torch, name) if name else None
+
+
+def _prepared(loaded: "Loaded", data: str, seed: int, items: int) -> "tuple[Prepared, Prepared]":
+    """Examples to train on, and held-out ones: of a file with JSON lines a tenth, at most ``items``."""
+    import json
+    import random
+
+    from course_utils.finetuning import prepare
+
+    file = Path(data).expanduser()
+    if not file.is_file():
+        return prepare(loaded, data, seed=seed), prepare(loaded, data, split="held_out", items=items, seed=seed)
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        pairs = [(row["input"], row["target"]) for row in rows]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{data}: expected a JSON object a line: {{"input": "...", "target": "..."}}') from None
+    if len(pairs) < 2:
+        raise ValueError(f"{data}: {len(pairs)} examples; expected two or more, since a tenth is held out")
+    random.Random(seed).shuffle(pairs)
+    held = max(1, min(items, len(pairs) // 10))
+    labels = sorted({str(target) for _, target in pairs}) if loaded.kind in ("masked", "base") else None
+    train, held_out = (prepare(loaded, part, seed=seed, labels=labels) for part in (pairs[held:], pairs[:held]))
+    return train, held_out
 
 
 @app.command()

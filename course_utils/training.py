@@ -1,4 +1,4 @@
-"""The one training loop of the course: any model, any data set; interruptible, resumable bit for bit.
+"""The one training loop of the course: any model, any data set, one process or many; resumable bit for bit.
 
 A step is: gather ``accumulate`` batches, add up their losses and gradients, divide by the number of targets, clip,
 update. Everything that decides a step is a function of its number (which examples, which learning rate) or is kept in
@@ -13,10 +13,10 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ IGNORED = -100
 """The label that counts in no loss: padding, prompts."""
 Batch = Any  # normally a mapping from field to tensor
 Loss = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -56,6 +57,72 @@ class History:
     def steps(self) -> int:
         """Number of steps done."""
         return len(self.losses)
+
+
+class Processes:
+    """The processes that one training runs on: here one, alone. :mod:`course_utils.distributed` has those of several.
+
+    What :func:`fit` would do differently on several processes it asks for here, so that there is one loop.
+
+    Attributes:
+        rank: number of this process, from 0. Rank 0 shows the progress and writes the checkpoints.
+        world: number of processes.
+        device: where this process computes; None where the model decides.
+        asked: whether this process was asked to end after the step (a signal).
+        checkpoint: file of the last checkpoint and its step.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device | None = None
+    asked: bool = False
+    checkpoint: tuple[Path, int] | None = None
+
+    @contextlib.contextmanager
+    def working(
+        self, model: nn.Module, loss: Loss, device: torch.device, dtype: torch.dtype | None
+    ) -> Iterator[tuple[nn.Module, Loss]]:
+        """Give the model that is trained, and the loss of this process's rows; at the end ``model`` has the weights.
+
+        Args:
+            model: the model as it was given to :func:`fit`.
+            loss: likewise.
+            device: where to train.
+            dtype: type of autocast.
+        """
+        model.to(device)
+        yield model, loss
+
+    def computing(self, key: tuple[int, int], last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Surround the forward and backward pass of one batch.
+
+        Args:
+            key: the training's seed and the number of the batch.
+            last: whether the gradients are complete after it.
+        """
+        return contextlib.nullcontext()
+
+    def rows(self, batch: Batch) -> tuple[Batch, float]:
+        """Return this process's rows of a batch, and their share of it."""
+        return batch, 1.0
+
+    def total(self, *values: float) -> list[float]:
+        """Return the sums of these numbers over all processes."""
+        return list(values)
+
+    def agreed(self, make: Callable[[], Value]) -> Value:
+        """Return on every process what ``make`` returns on rank 0, or raise the error that it raises there."""
+        return make()
+
+    def placed(self, tensor: Tensor | None, form: tuple[list[int], torch.dtype], like: Tensor | None) -> Tensor | None:
+        """Return this process's part of a tensor that rank 0 has.
+
+        Args:
+            tensor: the whole tensor; None except on rank 0.
+            form: its shape and type.
+            like: a tensor that lies on the processes as this one shall; None for a whole copy on each.
+        """
+        return tensor
 
 
 def constant(step: int, steps: int, warmup: int = 0) -> float:
@@ -190,6 +257,7 @@ def evaluate(
     collate: Callable[[list[Any]], Batch] = collate,
     loss: Loss = language_model_loss,
     dtype: torch.dtype | None = None,
+    processes: Processes | None = None,
 ) -> float:
     """Return the mean loss over a whole data set, each target counted once.
 
@@ -202,6 +270,7 @@ def evaluate(
         collate: examples to batch.
         loss: model and batch to loss.
         dtype: type of autocast.
+        processes: as for :func:`fit`; they share the rows of each batch.
 
     Raises:
         ValueError: the data set is empty or endless.
@@ -209,14 +278,17 @@ def evaluate(
     if callable(dataset):
         raise ValueError("a callable has no end: validate on a data set or a dict of tensors, for example one batch")
     device = next(model.parameters()).device
+    ranks = processes or Processes()
     source = _Source(dataset, batch_size, collate, seed=None)
     total, count = 0.0, 0.0
     devices = [device] if device.type == "cuda" else []
     with modes(model, training=False), torch.no_grad(), torch.random.fork_rng(devices):
         for number in range(source.per_epoch or 0):
+            rows, share = ranks.rows(source.batch(number))
             with _autocast(device, dtype):
-                part, targets = _pair(loss(model, _to(source.batch(number), device)))
+                part, targets = _pair(loss(model, _to(rows, device)), share)
             total, count = total + float(part), count + float(targets)
+    total, count = ranks.total(total, count)
     return total / count if count else math.nan
 
 
@@ -245,6 +317,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    processes: Processes | None = None,
 ) -> History:
     """Train a model in place with AdamW (Loshchilov and Hutter, 2019) and return what happened.
 
@@ -274,6 +347,10 @@ def fit(
         progress: show a progress bar with the loss and the time left (``TQDM_DISABLE=1`` hides all of them).
         checkpoint: file for the state of the training. Where it exists, the training goes on from it.
         checkpoint_every: steps between two checkpoints; by default only at the end and on interruption.
+        processes: those that share the training, from :func:`course_utils.distributed.start`; by default this one. Each
+            calls ``fit`` with the same arguments, computes its rows of each batch (so the first dimension of every
+            tensor must count the examples), and has the same history and the same weights afterwards: those of one
+            process, to rounding. Only dropout draws differently: by ``seed``, batch and rank.
 
     Returns:
         The history. An interruption keeps what was learned and sets ``interrupted``. A loss or a gradient that is not
@@ -285,9 +362,8 @@ def fit(
     """
     settings: dict[str, Any] = dict(batch_size=batch_size, accumulate=accumulate, warmup=warmup, seed=seed)
     _check_settings(steps, epochs, every, checkpoint_every, learning_rate, schedule, clip, **settings)
-    home = torch.device(device) if device is not None else _device(model)
-    model.to(home)
-    groups = _parameter_groups(model, weight_decay)
+    ranks = processes or Processes()
+    home = torch.device(device) if device is not None else ranks.device or _device(model)
     source = _Source(dataset, batch_size, collate, seed)
     if steps is None:
         if source.per_epoch is None:
@@ -295,64 +371,75 @@ def fit(
         steps = math.ceil(source.per_epoch * (epochs or 0) / accumulate)
     if warmup >= steps and schedule in ("cosine", "linear"):
         raise ValueError(f"warmup={warmup} must be below the number of steps, {steps}")
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=home.type in ("cpu", "cuda"))
-    scaler = torch.amp.GradScaler(home.type, enabled=dtype is torch.float16)
-    optimizer.zero_grad()
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
     path = Path(checkpoint) if checkpoint is not None else None
     settings |= dict(steps=steps, learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip)
     settings |= dict(betas=list(betas), dtype=str(dtype), examples=source.examples)
     settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    parts = (model, optimizer, scaler, settings)
-    history = _load(path, *parts, home) if path and path.exists() else History()
-    begun = time.perf_counter() - history.seconds
-    states, updating = None, False
-    with modes(model, training=True), progress_bar(steps, "training", progress, done=history.steps, unit="step") as bar:
-        try:
-            while history.steps < steps and not history.stopped:
-                step = history.steps + 1
-                states = checkpoints.generator_states(home) if path else None
-                model.train()
-                batches = [source.batch(number) for number in range((step - 1) * accumulate, step * accumulate)]
-                value = _gradients(model, batches, loss, optimizer, scaler, home, dtype)
-                norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
-                problem = _problem(value, 0.0 if scaler.is_enabled() else norm)
-                if problem:
+    with ranks.working(model, loss, home, dtype) as (working, compute):
+        groups = _parameter_groups(working, weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=home.type in ("cpu", "cuda"))
+        scaler = torch.amp.GradScaler(home.type, enabled=dtype is torch.float16)
+        optimizer.zero_grad()
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        parts = (working, optimizer, scaler, settings)
+        history = (_load(path, ranks, *parts, home) if path else None) or History()
+        begun = time.perf_counter() - history.seconds
+        states, updating = None, False
+        bar = progress_bar(steps, "training", progress and ranks.rank == 0, done=history.steps, unit="step")
+        with modes(working, training=True), bar:
+            try:
+                while history.steps < steps and not history.stopped:
+                    step = history.steps + 1
+                    states = checkpoints.generator_states(home) if path else None
+                    working.train()
+                    numbers = range((step - 1) * accumulate, step * accumulate)
+                    batches = [(number, source.batch(number)) for number in numbers]
+                    value, end = _gradients(working, batches, compute, optimizer, scaler, home, dtype, ranks, seed)
+                    norm = float(whole(nn.utils.clip_grad_norm_(parameters, clip or math.inf)))
+                    problem = _problem(value, 0.0 if scaler.is_enabled() else norm)
+                    if problem:
+                        optimizer.zero_grad()
+                        history.stopped = f"step {step}: {problem}; the weights are those of step {step - 1}"
+                        if ranks.rank == 0:
+                            warnings.warn(f"training stopped at {history.stopped}", RuntimeWarning, stacklevel=2)
+                        break
+                    rate = learning_rate * SCHEDULES[schedule](step, steps, warmup)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    updating = True
+                    scaler.step(optimizer)
+                    scaler.update()
                     optimizer.zero_grad()
-                    history.stopped = f"step {step}: {problem}; the weights are those of step {step - 1}"
-                    warnings.warn(f"training stopped at {history.stopped}", RuntimeWarning, stacklevel=2)
-                    break
-                rate = learning_rate * SCHEDULES[schedule](step, steps, warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                updating = True
-                scaler.step(optimizer)
-                scaler.update()
+                    history.losses.append(value)
+                    history.learning_rates.append(rate)
+                    history.gradient_norms.append(norm)
+                    updating = False
+                    bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                    bar.update()
+                    if end:  # a signal, of which all processes learn at the same step
+                        raise KeyboardInterrupt
+                    if on_step is not None and any(ranks.total(on_step(step, working, value) is True)):
+                        history.stopped = f"on_step ended it after step {step}"
+                    last = step == steps or bool(history.stopped)
+                    if validation is not None and (last or (every and step % every == 0)):
+                        held_out = evaluate(
+                            working, validation, batch_size=batch_size, collate=collate, loss=loss, dtype=dtype,
+                            processes=ranks,
+                        )  # fmt: skip
+                        history.validation.append((step, held_out))
+                    history.seconds = time.perf_counter() - begun
+                    if path and (last or (checkpoint_every and step % checkpoint_every == 0)):
+                        _save(path, ranks, *parts, history, checkpoints.generator_states(home))
+            except KeyboardInterrupt:
+                history.interrupted = True
+                history.stopped = f"interrupted after step {history.steps}"
                 optimizer.zero_grad()
-                history.losses.append(value)
-                history.learning_rates.append(rate)
-                history.gradient_norms.append(norm)
-                updating = False
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-                bar.update()
-                if on_step is not None and on_step(step, model, value) is True:
-                    history.stopped = f"on_step ended it after step {step}"
-                last = step == steps or bool(history.stopped)
-                if validation is not None and (last or (every and step % every == 0)):
-                    held_out = evaluate(
-                        model, validation, batch_size=batch_size, collate=collate, loss=loss, dtype=dtype
-                    )
-                    history.validation.append((step, held_out))
                 history.seconds = time.perf_counter() - begun
-                if path and (last or (checkpoint_every and step % checkpoint_every == 0)):
-                    _save(path, *parts, history, checkpoints.generator_states(home))
-        except KeyboardInterrupt:
-            history.interrupted = True
-            history.stopped = f"interrupted after step {history.steps}"
-            optimizer.zero_grad()
-            history.seconds = time.perf_counter() - begun
-            if path and states is not None and not updating:  # never a half-made update
-                _save(path, *parts, history, states if history.steps < step else checkpoints.generator_states(home))
+                if path and states is not None and not updating:  # never a half-made update
+                    states = states if history.steps < step else checkpoints.generator_states(home)
+                    _save(path, ranks, *parts, history, states)
     return history
 
 
@@ -405,20 +492,28 @@ class _Source:
 
 
 def _gradients(
-    model: nn.Module, batches: list[Batch], loss: Loss, optimizer: Any, scaler: Any, device: torch.device, dtype: Any
-) -> float:
-    """Leave the gradient of the mean loss over all targets of these batches in the parameters; return that mean."""
+    model: nn.Module, batches: list[tuple[int, Batch]], loss: Loss, optimizer: Any, scaler: Any, device: torch.device,
+    dtype: Any, ranks: Processes, seed: int,
+) -> tuple[float, bool]:  # fmt: skip
+    """Leave the gradient of the mean loss over all targets of these batches in the parameters.
+
+    Returns:
+        That mean, and whether a process was asked to end.
+    """
     total, count = 0.0, 0.0
-    for batch in batches:
-        with _autocast(device, dtype):
-            part, targets = _pair(loss(model, _to(batch, device)))
-        scaler.scale(part).backward()
+    for number, batch in batches:
+        rows, share = ranks.rows(batch)
+        with ranks.computing((seed, number), last=number == batches[-1][0]):
+            with _autocast(device, dtype):
+                part, targets = _pair(loss(model, _to(rows, device)), share)
+            scaler.scale(part).backward()
         total, count = total + float(part.detach()), count + float(targets)
+    total, count, end = ranks.total(total, count, float(ranks.asked))
     scaler.unscale_(optimizer)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if gradients and count not in (0, 1):
         torch._foreach_div_(gradients, count)
-    return total / count if count else math.nan
+    return (total / count if count else math.nan), bool(end)
 
 
 def _problem(loss: float, norm: float) -> str:
@@ -430,36 +525,63 @@ def _problem(loss: float, norm: float) -> str:
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: Any, scaler: Any, settings: dict[str, Any], history: History, states: Any
-) -> None:
+    path: Path, ranks: Processes, model: nn.Module, optimizer: Any, scaler: Any, settings: dict[str, Any],
+    history: History, states: Any,
+) -> None:  # fmt: skip
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-    kept = {"settings": settings, "history": dataclasses.asdict(history), "generators": states}
-    checkpoints.save(path, tensors, {**kept, "scaler": scaler.state_dict()})
+    for name, tensor in tensors.items():  # one after the other, so that no process but the writer holds all
+        full = whole(tensor)
+        tensors[name] = full.cpu() if ranks.rank == 0 else tensor
+    if ranks.rank == 0:
+        kept = {"settings": settings, "history": dataclasses.asdict(history), "generators": states}
+        checkpoints.save(path, tensors, {**kept, "scaler": scaler.state_dict()})
+    ranks.checkpoint = (path, history.steps)
 
 
 def _load(
-    path: Path, model: nn.Module, optimizer: Any, scaler: Any, settings: dict[str, Any], device: torch.device
-) -> History:
-    tensors, kept = checkpoints.load(path)
-    before = kept.get("settings", {})
-    differing = [
-        name if name == "parameters" else f"{name} was {before.get(name)}, is now {value}"
-        for name, value in settings.items()
-        if value != before.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"the checkpoint {path} belongs to another training ({'; '.join(differing)}). "
-            f"Set these back, name another file, or delete this one."
-        )
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, part = name.split(".", 2)
-            state.setdefault(int(number), {})[part] = tensor
+    path: Path, ranks: Processes, model: nn.Module, optimizer: Any, scaler: Any, settings: dict[str, Any],
+    device: torch.device,
+) -> History | None:  # fmt: skip
+    """Put everything back into the state of the checkpoint; None where there is no file."""
+    tensors: dict[str, Tensor] = {}
+
+    def read() -> Any:
+        if not path.exists():
+            return None
+        found, kept = checkpoints.load(path)
+        before = kept.get("settings", {})
+        differing = [
+            name if name == "parameters" else f"{name} was {before.get(name)}, is now {value}"
+            for name, value in settings.items()
+            if value != before.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the checkpoint {path} belongs to another training ({'; '.join(differing)}). "
+                f"Set these back, name another file, or delete this one."
+            )
+        tensors.update(found)
+        return kept, {name: (list(tensor.shape), tensor.dtype) for name, tensor in found.items()}
+
+    read_first = ranks.agreed(read)
+    if read_first is None:
+        return None
+    kept, forms = read_first
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    weights, restored = model.state_dict(), dict[str, Any]()
+    state: dict[int, dict[str, Any]] = {}
+    for name, form in forms.items():
+        kind, _, rest = name.partition(".")
+        if kind == "model":
+            restored[rest] = ranks.placed(tensors.pop(name, None), form, weights[rest])
+        else:
+            number, _, part = rest.partition(".")
+            like = parameters[int(number)]
+            like = like if form[0] == list(like.shape) else None
+            state.setdefault(int(number), {})[part] = ranks.placed(tensors.pop(name, None), form, like)
+    model.load_state_dict(restored)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     scaler.load_state_dict(kept["scaler"])
     checkpoints.set_generator_states(kept["generators"], device)
@@ -467,6 +589,7 @@ def _load(
     history = History(**kept["history"], validation=validation)
     if history.interrupted:
         history.interrupted, history.stopped = False, ""
+    ranks.checkpoint = (path, history.steps)
     return history
 
 
@@ -490,19 +613,19 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return output.logits if hasattr(output, "logits") else output[0]
 
 
-def _pair(result: Any) -> tuple[Tensor, Tensor]:
-    """A loss as (sum, number of targets); a plain mean counts as one target."""
+def _pair(result: Any, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A loss as (sum, number of targets); a plain mean counts as one target, or as its share of the batch."""
     if isinstance(result, tuple):
-        return result[0], torch.as_tensor(result[1])
-    if not isinstance(result, Tensor) or result.numel() != 1:
+        total, targets, weight = result[0], torch.as_tensor(result[1]), float(share > 0)
+    elif not isinstance(result, Tensor) or result.numel() != 1:
         raise ValueError(f"loss() must return one number as a tensor, or (sum, count); got {type(result).__name__}")
-    return result, torch.tensor(1)
+    else:
+        total, targets, weight = result, torch.tensor(1), share
+    return (total, targets) if weight == 1 else (total * weight, targets * weight)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
     return [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
@@ -556,8 +679,24 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _to(batch: Any, device: torch.device) -> Any:
+    return each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def each_tensor(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch with each of its tensors changed; mappings, tuples and lists may be nested.
+
+    Args:
+        batch: the batch.
+        change: from tensor to tensor.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {name: _to(value, device) for name, value in batch.items()}
-    return type(batch)(_to(value, device) for value in batch) if isinstance(batch, (tuple, list)) else batch
+        return {name: each_tensor(value, change) for name, value in batch.items()}
+    return type(batch)(each_tensor(value, change) for value in batch) if isinstance(batch, (tuple, list)) else batch
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that lies in parts on several processes (each has to ask); any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather else tensor

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from course_utils.widgets.attention_view import AttentionView
     from course_utils.widgets.decoding_explorer import DecodingExplorer
+    from course_utils.widgets.memory_calculator import MemoryCalculator
     from course_utils.widgets.prompt_bench import PromptBench
 
-__all__ = ["AttentionView", "DecodingExplorer", "PromptBench"]
+__all__ = ["AttentionView", "DecodingExplorer", "MemoryCalculator", "PromptBench"]
 _MODULES = {
     "AttentionView": "attention_view",
     "DecodingExplorer": "decoding_explorer",
+    "MemoryCalculator": "memory_calculator",
     "PromptBench": "prompt_bench",
 }
 

@@ -559,12 +559,12 @@ def needs(shape: TransformerConfig | str, plan: Plan | None = None) -> Needs:
     states = optimizer_bytes(trained, plan.optimizer, plan.states or own)
     states += 4 * count if plan.master and BYTES[own] < 4 else 0
     activations = sum(item.bytes * item.copies for item in kept(config, plan))
-    words = 0 if adapted else config.vocabulary_size * config.width * BYTES[plan.gradients or own]
+    words = 0 if adapted else int(config.vocabulary_size * config.width * BYTES[plan.gradients or own])
     logits = _logits(config, plan)
     loss, block = 12 * logits, _block_backward(config, plan)
     twice = words if config.tied_embeddings and config.head else 0
     if plan.optimizer == "adafactor":  # the update of one matrix is made whole
-        twice = max(twice, max(math.prod(weight.shape) for weight in trained) * BYTES[plan.states or own])
+        twice = max(twice, int(max(math.prod(weight.shape) for weight in trained) * BYTES[plan.states or own]))
     temporary = max(loss, block, twice)
     gathered = _largest(config, plan) if plan.shards > 1 and plan.stage == 3 else 0
     weights, gradients, states = (

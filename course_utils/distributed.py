@@ -55,6 +55,7 @@ COLLECTIVES = {
     "_reduce_scatter_base_": "reduce-scatter",
     "broadcast_": "broadcast",
 }
+"""Names that PyTorch gives to the operations, and those of the literature."""
 _joined: dict[str, Any] = {}
 
 
@@ -247,7 +248,7 @@ class _Ranks(Processes):
         if self.checkpoint:
             todo = f"the same command goes on from step {self.checkpoint[1]} ({self.checkpoint[0]})"
         else:
-            todo = "there is no checkpoint yet: the same command begins again"
+            todo = "start the same command again"
         return RankLost(f"rank {', '.join(map(str, missing))} of {self.world} was lost; {todo}", missing, first)
 
 
@@ -261,8 +262,7 @@ class DDP(_Ranks):
         self, model: nn.Module, loss: Loss, device: torch.device, dtype: torch.dtype | None
     ) -> Iterator[tuple[nn.Module, Loss]]:
         """Give the model itself, with rank 0's weights, and a loss whose backward pass sums the gradients."""
-        with self._together(device), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True")
+        with self._together(device):
             # Wrapped is the loss, not the model: a loss may look at the model and call what it likes.
             self._parallel = parallel = nn.parallel.DistributedDataParallel(
                 _WithLoss(model.to(device), loss), find_unused_parameters=True, gradient_as_bucket_view=True
@@ -285,7 +285,7 @@ class DDP(_Ranks):
 class FSDP(_Ranks):
     """Every rank keeps its share of each tensor; a block's weights are gathered when it computes.
 
-    While the training runs, the model that was given is empty, and a sharded copy of it works.
+    While the training runs, the model that was given is empty, and a sharded copy of it works; an error leaves it so.
     """
 
     def __init__(self, device: torch.device, keep_weights: bool = False):
@@ -306,7 +306,8 @@ class FSDP(_Ranks):
 
         if dtype is torch.float16:
             raise ValueError("dtype=torch.float16: not with sharded weights; use torch.bfloat16, or strategy='ddp'")
-        with self._together(device):
+        with self._together(device), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no block's result is changed in place
             for tensor in [*model.parameters(), *model.buffers()]:
                 dist.broadcast(tensor.detach(), 0)
             same = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
@@ -391,8 +392,8 @@ class Team:
             "ACCELERATE_USE_CPU": "True", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        if sys.platform == "linux":
-            common["GLOO_SOCKET_IFNAME"] = "lo"
+        if sys.platform in ("linux", "darwin"):
+            common["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
         self._ranks = []
         for rank in range(processes):
             with open(self._path(f"output.{rank}"), "wb") as output:
@@ -441,7 +442,11 @@ class Team:
                 assert child.stdin is not None
                 child.stdin.write(f"{self._calls}\n".encode())
                 child.stdin.flush()
-        answers = self._answers()
+        try:
+            answers = self._answers()
+        except KeyboardInterrupt:
+            self.close()
+            raise
         self._show()
         if len(answers) < len(self._ranks):  # the others wait for a rank that raised an error
             self.close()
@@ -553,7 +558,7 @@ class Drill:
     def __call__(self, step: int, model: nn.Module, loss: float) -> None:
         """Kill this process if it is its turn."""
         if step == self.step and dist.get_rank() == self.rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _serve() -> None:

@@ -555,26 +555,24 @@ def needs(shape: TransformerConfig | str, plan: Plan | None = None) -> Needs:
         return Needs(shared, 0, 0, 0, cache, gathered, shared + cache + gathered)
     trained = adapted or every
     count = sum(weight.numbers for weight in trained)
-    gradients: float = count * BYTES[plan.gradients or own]
     states = optimizer_bytes(trained, plan.optimizer, plan.states or own)
     states += 4 * count if plan.master and BYTES[own] < 4 else 0
+    weights, optimizer = _share(stored, plan, 3), _share(states, plan, 1)
+    gradients = _share(count * BYTES[plan.gradients or own], plan, 2)
     activations = sum(item.bytes * item.copies for item in kept(config, plan))
     words = 0 if adapted else int(config.vocabulary_size * config.width * BYTES[plan.gradients or own])
     logits = _logits(config, plan)
     loss, block = 12 * logits, _block_backward(config, plan)
+    head = int(logits * BYTES[_computed(plan)]) + (words if config.head else 0)
     twice = words if config.tied_embeddings and config.head else 0
     if plan.optimizer == "adafactor":  # the update of one matrix is made whole
         twice = max(twice, int(max(math.prod(weight.shape) for weight in trained) * BYTES[plan.states or own]))
-    temporary = max(loss, block, twice)
+    temporary = max(loss, block, twice, head - gradients)
     gathered = _largest(config, plan) if plan.shards > 1 and plan.stage == 3 else 0
-    weights, gradients, states = (
-        _share(part, plan, stage) for part, stage in ((stored, 3), (gradients, 2), (states, 1))
-    )
-    head = logits * BYTES[_computed(plan)] + (words if config.head else 0)
     moment = max(activations + max(loss, block, head), gradients + twice)
     return Needs(
-        weights, gradients, states, int(activations), 0, int(temporary + gathered),
-        int(weights + states + gathered + moment),
+        weights, gradients, optimizer, activations, 0, int(temporary + gathered),
+        int(weights + optimizer + gathered + moment),
     )  # fmt: skip
 
 
@@ -651,10 +649,7 @@ class Rule:
         """Return a row for each part and the sum: name, bytes a weight, size, how many times the weights."""
         stored = self.parts["weights"]
         lines = [*self.parts.items(), ("sum", sum(self.parts.values())), ("claimed", self.claimed * stored)]
-        return [
-            (name, str(each), size(each * self.parameters), f"{each / stored:g}x")  #
-            for name, each in lines
-        ]
+        return [(name, str(each), size(each * self.parameters), f"{each / stored:g}x") for name, each in lines]
 
 
 def notes_rule(parameters: int = 10**9, shape: str | None = None, tokens: int = 1024) -> Rule:
@@ -1062,7 +1057,8 @@ class Allocations:
     """Counts what is allocated and freed inside a ``with`` statement.
 
     On the CPU each operation's result is looked at as it is made, and again when it is freed; memory that a kernel
-    takes and gives back within one operation is not seen. On CUDA the allocator's own counters are read, which see it.
+    takes and gives back within one operation is not seen. On CUDA the allocator's own counters are read, which see it
+    (``torch.cuda.memory_allocated`` and ``max_memory_allocated``).
 
     Args:
         device: where to count.
@@ -1099,7 +1095,7 @@ class Allocations:
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every operation on the CPU."""
+    """Sees every operation."""
 
     def __init__(self, counts: Allocations):
         super().__init__()
@@ -1117,7 +1113,7 @@ class _Watch(TorchDispatchMode):
         return result
 
     def note(self, value: Any, counted: bool) -> None:
-        if not isinstance(value, Tensor) or value.device.type != "cpu":
+        if not isinstance(value, Tensor) or value.device.type != self.counts.device.type:
             return
         storage = value.untyped_storage()
         key, amount = storage._cdata, storage.nbytes() if counted else 0
@@ -1151,7 +1147,7 @@ def bytes_of(*things: Any) -> int:
         seen.add(id(thing))
         if isinstance(thing, Tensor):
             storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[storage._cdata] = storage.nbytes()
         elif isinstance(thing, nn.Module):
             waiting += thing.parameters()
         elif isinstance(thing, torch.optim.Optimizer):
@@ -1213,10 +1209,12 @@ def measure_training(
         checkpointing: see :func:`checkpointed`.
 
     Raises:
-        ValueError: there is no such optimizer here.
+        ValueError: there is no such optimizer here, or nothing to train.
     """
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
     stepper = _optimizer(optimizer, trained)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
 

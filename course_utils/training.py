@@ -420,7 +420,7 @@ def fit(
                     bar.update()
                     if end:  # a signal, of which all processes learn at the same step
                         raise KeyboardInterrupt
-                    if on_step is not None and any(ranks.total(on_step(step, working, value) is True)):
+                    if on_step is not None and any(ranks.total(float(on_step(step, working, value) is True))):
                         history.stopped = f"on_step ended it after step {step}"
                     last = step == steps or bool(history.stopped)
                     if validation is not None and (last or (every and step % every == 0)):
@@ -575,7 +575,7 @@ def _load(
     for name, form in forms.items():
         kind, _, rest = name.partition(".")
         if kind == "model":
-            restored[rest] = ranks.placed(tensors.pop(name, None), form, weights[rest])
+            restored[rest] = ranks.placed(tensors.pop(name, None), form, weights.get(rest))
         else:
             number, _, part = rest.partition(".")
             like = parameters[int(number)]

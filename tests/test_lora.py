@@ -61,6 +61,11 @@ def output(model):
     return model(input_ids=IDS, **({"decoder_input_ids": IDS[:, :5]} if encoder_decoder else {})).logits
 
 
+def near(one, other, to=1e-6):
+    """Equal, relative to the largest value: float32 holds seven digits."""
+    return float((one - other).abs().max()) <= to * max(1.0, float(other.abs().max()))
+
+
 def adapted(name, seed=0, rank=4, **changes):
     """A tiny model with an adapter that changes something."""
     torch.manual_seed(seed)
@@ -92,8 +97,9 @@ def test_equals_peft(name, tmp_path):
     assert (output(mine) - output(plain)).abs().max() > 1e-2  # the adapter does something
     save_adapter(mine, tmp_path)
     theirs = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path), is_trainable=True).eval()
-    assert torch.allclose(output(mine), output(theirs), atol=1e-6, rtol=0)
+    assert near(output(mine), output(theirs))
 
+    mine.double(), theirs.double()  # so that what AdamW makes of rounding does not hide what the formulas make
     both = {key: (one, ours_by_peft(theirs)[key]) for key, one in mine.named_parameters() if one.requires_grad}
     assert len(both) == len(ours_by_peft(theirs)) == 2 * len(names) + 2 * len(TOO.get(name, ()))
     steps = [torch.optim.AdamW([pair[place] for pair in both.values()], lr=1e-3) for place in (0, 1)]
@@ -102,20 +108,30 @@ def test_equals_peft(name, tmp_path):
         for loss in losses:
             loss.backward()
         for key, (one, other) in both.items():
-            assert torch.allclose(one.grad, other.grad, atol=1e-6, rtol=1e-5), (step, key)
+            assert near(one.grad, other.grad), (step, key)
         for optimizer in steps:
             optimizer.step()
             optimizer.zero_grad()
-    assert torch.allclose(output(mine), output(theirs), atol=1e-6, rtol=0)
+    assert near(output(mine), output(theirs), 2e-6)
 
     before = output(mine)
     merged, theirs_merged = merge(mine), theirs.merge_and_unload()
     assert not any(isinstance(module, LoRALinear) for module in merged.modules())
     assert list(merged.state_dict()) == list(plain.state_dict())
-    assert torch.allclose(output(merged), before, atol=2e-5, rtol=0)
+    assert near(output(merged), before, 2e-6)
     for key, weight in merged.state_dict().items():
         other = theirs_merged.state_dict()[key]
-        assert torch.allclose(weight, other, atol=1e-6, rtol=0), key
+        assert near(weight, other), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_is_the_same_formula(name, tmp_path):
+    from peft import PeftModel
+
+    mine, plain, _ = adapted(name)
+    save_adapter(mine, tmp_path)
+    theirs = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
+    assert near(output(mine.double()), output(theirs.double()), 1e-13)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,7 +146,7 @@ def test_reads_what_peft_saves(name, tmp_path):
     theirs.save_pretrained(str(tmp_path))
     mine = copy.deepcopy(plain)
     assert set(load_adapter(mine, tmp_path)) == set(names)
-    assert torch.allclose(output(mine), output(theirs), atol=1e-6, rtol=0)
+    assert near(output(mine), output(theirs))
     assert not mine.training
     layer = next(module for module in mine.modules() if isinstance(module, LoRALinear))
     assert (layer.rank, layer.alpha, layer.scale) == (3, 5, 5 / 3)

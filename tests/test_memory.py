@@ -362,6 +362,21 @@ def test_each_switch_moves_its_part():
     assert memory.kept("gpt2", Plan(method="inference")) == []
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_peak_is_never_more_than_the_sum(name):
+    for method in memory.METHODS:
+        for switches in (
+            {},
+            dict(shards=64),
+            dict(shards=8, stage=1),
+            dict(checkpointing=True),
+            dict(weights="bfloat16"),
+        ):
+            for tokens in (1, 512):
+                found = needs(name, Plan(method=method, tokens=tokens, **switches))
+                assert 0 < found.weights < found.peak <= found.total
+
+
 def test_rows_sizes_and_text(capsys):
     found = needs("gpt2", Plan())
     assert [row[0] for row in found.rows()] == [*found.parts, "total", "peak"]
@@ -405,3 +420,5 @@ def test_what_does_not_go_together_is_refused():
         needs("gpt2", Plan(method="lora", targets=("gate",)))
     with pytest.raises(ValueError, match="8-bit Adam needs bitsandbytes"):
         memory.measure_training(Transformer(TINY), {}, optimizer="adam8bit")
+    with pytest.raises(ValueError, match="nothing to train"):
+        memory.measure_training(Transformer(TINY).requires_grad_(False), {})

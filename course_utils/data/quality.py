@@ -648,7 +648,7 @@ class RepeatedSpans:
 def normalized(text: str) -> str:
     """Return a text without what is only its form: lower case, 0 for each digit, no accents, no punctuation.
 
-    Wenzek et al. (2020), "CCNet", section 3.1. White space counts as one blank here.
+    Wenzek et al. (2020), "CCNet", section 3.2. White space counts as one blank here.
     """
     lower = text.lower() if text.isascii() else unicodedata.normalize("NFD", text.lower())
     return " ".join(_marks().sub("", re.sub(r"\d", "0", lower)).split())
@@ -678,7 +678,7 @@ class ExactDuplicates:
 
     key: Callable[[str], Hashable] = exact_key
     name: str = "exact duplicates"
-    source: str = "Wenzek et al. (2020), 3.1"
+    source: str = "Wenzek et al. (2020), 3.2"
 
     def apply(self, documents: Sequence[Document]) -> list[Verdict]:
         """Return a verdict for each document, with the source of the one that stays."""
@@ -738,7 +738,7 @@ class NearDuplicates:
 
     Penedo et al. (2024), section 3.4: 5-grams of words, 112 hash functions in 14 buckets of 8, meant for documents that
     are at least 75 % alike; documents with an equal bucket are duplicates, and so are the duplicates of duplicates.
-    (There a random one of a group stays.) Rae et al. (2021), A.1.3, have 13-grams and a similarity of 0.8. MinHash
+    (There a random one of a group stays.) Rae et al. (2021), A.1.1, have 13-grams and a similarity of 0.8. MinHash
     and LSH are those of ``datasketch``. Documents without a word are left alone.
 
     Attributes:
@@ -811,7 +811,7 @@ class NearDuplicates:
 class Contamination:
     """Remove documents that share an n-gram of words with held-out texts, so that these stay unseen.
 
-    Brown et al. (2020), appendix C, look for common 13-grams; Rae et al. (2021), A.1.4, for a 13-gram Jaccard
+    Brown et al. (2020), appendix C, look for common 13-grams; Rae et al. (2021), A.1.1, for a 13-gram Jaccard
     similarity. Here one common 13-gram is enough.
 
     Attributes:
@@ -1073,7 +1073,7 @@ PIPELINES: dict[str, Pipeline] = {
             *GOPHER_QUALITY,
             GOPHER_REPETITION,
             ExactDuplicates(),
-            NearDuplicates(13, 9, 13, source="Rae et al. (2021), A.1.3"),
+            NearDuplicates(13, 9, 13, source="Rae et al. (2021), A.1.1"),
         )
     ),
     "fineweb": Pipeline(

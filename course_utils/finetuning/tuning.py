@@ -24,7 +24,7 @@ from course_utils.reporting import approx
 from course_utils.training import IGNORED, Batch, History
 
 METHODS = ("full", "lora")
-RATES = {"full": 1e-3, "lora": 5e-3}
+RATES = {"full": 1e-3, "lora": 3e-3}
 """Peak learning rates for models of a few million weights; large ones want a tenth of it."""
 SMOOTHED = 10
 """Steps whose mean loss is watched for divergence."""
@@ -145,7 +145,7 @@ def finetune(
         epochs: number of passes through the data.
         batch_size: examples an update, all parts and processes together.
         accumulate: parts that a batch is cut into; their gradients are added up, so that a part has to fit the memory.
-        learning_rate: peak learning rate; by default 1e-3, with LoRA 5e-3, which suits models of a few million weights.
+        learning_rate: peak learning rate; by default 1e-3, with LoRA 3e-3, which suits models of a few million weights.
         schedule: as for ``fit``.
         warmup: likewise.
         weight_decay: likewise.
@@ -481,7 +481,7 @@ def _explained(
     kinds = {one: str(one).removeprefix("torch.") for one in (model.dtype, dtype or torch.float32)}
     plan: dict[str, Any] = dict(
         method=method, batch=rows, tokens=max(1, read + written), weights=kinds[model.dtype], rank=rank,
-        checkpointing=checkpointing, library="transformers", device=model.device.type,
+        checkpointing=checkpointing, library="transformers", device="cpu" if model.device.type == "cpu" else "cuda",
     )  # fmt: skip
     if dtype not in (None, torch.float32, model.dtype):
         plan["activations"] = kinds[dtype]

@@ -71,7 +71,8 @@ def gpu_rows(quick: bool, width: int = 768, tokens: int = 512, batch: int = 64) 
         work = compute.training_flops(config, batch, tokens).model * steps
         shares.append(compute.utilisation(work, tuned.history.seconds, peak))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    what = f"{where}, 124 M weights, {batch} x {tokens} tokens, bfloat16"
+    count = sum(one.numel() for one in model.parameters()) / 1e6
+    what = f"{where}, {count:.0f} M weights, {batch} x {tokens} tokens, bfloat16"
     return [
         (f"{what}: tokens per second / `Trainer`", speeds, "at least 1.0"),
         (f"{what}: mean loss less that of `Trainer`, nats", gap, "-0.05 to 0.05"),

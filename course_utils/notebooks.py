@@ -210,7 +210,8 @@ def clean(notebook: Any) -> Any:
     """Take out of a notebook what differs from run to run or from machine to machine.
 
     Widget state and live widget views go (the figure that stands for them stays), timings, the kernel's name for this
-    machine and the Python version too. Cell ids and execution counts stay.
+    machine and the Python version too. What a cell printed piece by piece becomes one piece. Cell ids and execution
+    counts stay.
 
     Args:
         notebook: an executed notebook; it is changed in place.
@@ -224,12 +225,19 @@ def clean(notebook: Any) -> Any:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = type(cell.metadata)(**({"tags": tags} if tags else {}))
+        outputs: list[Any] = []
         for output in cell.get("outputs", []):
+            if outputs and output["output_type"] == "stream" and outputs[-1].get("name") == output["name"]:
+                outputs[-1]["text"] += output["text"]
+                continue
+            outputs.append(output)
             output.pop("transient", None)
             if "metadata" in output:
                 output["metadata"] = type(cell.metadata)()
             if "data" in output:
                 output["data"].pop(WIDGET_VIEW, None)
+        if "outputs" in cell:
+            cell["outputs"] = outputs
     return notebook
 
 

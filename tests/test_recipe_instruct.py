@@ -1,21 +1,28 @@
 import itertools
 import json
 import random
+import re
+from collections import Counter
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from course_utils.data import tasks
-from course_utils.data.tasks import dialogues
+from course_utils.data.tasks import dialogues, tool_use
 from course_utils.data.tasks.base import reserved
-from course_utils.recipes import base, instruct
+from course_utils.data.tasks.name_pools import FIRMS, TOWNS
+from course_utils.data.tasks.name_pools import GIVEN as GIVEN_NAMES
+from course_utils.data.tasks.words import CATEGORY_OF
+from course_utils.recipes import base, drills, instruct
 from course_utils.recipes.tokenizer import tokenizer as course_tokenizer
 from course_utils.training import IGNORED
 
 GIVEN = {name for split in dialogues.GIVEN.values() for name in split}
 PHASES = {"first": (instruct.first_batches, 0), "second": (instruct.second_batches, 0)}
-PHASES["late"] = (instruct.second_batches, instruct.LATER)
+PHASES |= {"late": (instruct.second_batches, instruct.LATER), "third": (instruct.third_batches, 0)}
+PHASES |= {"kinds": (instruct.third_batches, instruct.KINDS_FROM), "fourth": (instruct.fourth_batches, 0)}
+PHASES |= {"fifth": (instruct.fifth_batches, 0)}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +53,13 @@ def test_instructions_cover_the_training_tasks_and_no_other(tokenizer, phase):
     phase_of, start = PHASES[phase]
     make, seen = phase_of(tokenizer, 0), set()
     known = {task.prefix: task for task in (*tasks.TASKS.values(), *instruct.TRAINED.values())}
+    drilled = tuple(f"{name} " for name in ("copy:", "pick the", "kinds:", "letters:"))
     for number in range(start, start + 20):
         batch = make(number)
         assert batch["input_ids"].numel() < 4 * instruct.TOKENS
         for text in texts(tokenizer, batch, "input_ids"):
+            if phase in ("third", "kinds", "fourth", "fifth") and text.startswith(drilled):
+                continue
             task = known[next(prefix for prefix in known if text.startswith(prefix))]
             seen.add(task.name)
             if task.name == "summary":
@@ -61,6 +71,12 @@ def test_mixing_rates_name_tasks_that_are_trained_on():
     assert set(instruct.SHARES) | set(instruct.SHORTENED) <= set(tasks.names(held_out=False))
     for stage in (instruct.EARLY, instruct.LATE):
         assert {name for _, shares in stage.groups.values() for name in shares} == set(instruct.TRAINED)
+        assert set(stage.turns) == set(stage.groups) >= set(stage.easier)
+    some = {"copy", "pick", "fact"}
+    drilled = (some, some | {"kinds"}, set(drills.DRILLS) - {"letters"}, set(drills.DRILLS))
+    stages = (instruct.THIRD, instruct.KINDS, instruct.FOURTH, instruct.FIFTH)
+    for stage, names in zip(stages, drilled, strict=True):
+        assert {name for _, shares in stage.groups.values() for name in shares} == {*instruct.TRAINED, *names}
         assert set(stage.turns) == set(stage.groups) >= set(stage.easier)
 
 
@@ -118,6 +134,70 @@ def test_the_thinned_words_are_those_of_the_passages():
             assert target in instruct.CONTENT or target[0].isupper()
 
 
+@pytest.fixture(scope="module")
+def pieces(tokenizer):
+    return drills.pieces(tokenizer)
+
+
+def test_drilled_words_use_the_whole_vocabulary_and_no_held_out_name(tokenizer, pieces):
+    vocabulary = tokenizer.get_vocab()
+    assert len(pieces.begin) > 1000 and len(pieces.go_on) > 1000
+    assert all(re.fullmatch("[a-z]+", piece) for piece in (*pieces.begin, *pieces.go_on))
+    assert all(piece in vocabulary for piece in pieces.go_on)
+    chance = random.Random(0)
+    drawn = [drills.word(pieces, chance) for _ in range(20_000)]
+    assert not {one.capitalize() for one in drawn} & drills.HELD_OUT
+    assert len({one for one in drawn if one in pieces.begin}) > 0.9 * sum(len(one) > 1 for one in pieces.begin)
+    assert {*TOWNS["held_out"], *GIVEN_NAMES["held_out"]} < drills.HELD_OUT
+
+
+@pytest.mark.parametrize("name", drills.FORMS)
+def test_drilled_forms_follow_the_rule_of_the_task_and_keep_its_words_apart(name, pieces):
+    task, chance = tasks.TASKS[name], random.Random(1)
+    assert all(drills.FORMS[name](text) == target for text, target in task.generate("held_out", 200, seed=0))
+    held_out = {text for text, _ in task.generate("held_out", 2000, seed=0)}
+    for _ in range(2000):
+        word, target = drills.form(name, pieces, chance)
+        assert word not in held_out and drills.FORMS[name](word) == target and len(word) > 2
+        word, target = drills.short_form(name, chance)
+        assert word not in held_out and drills.FORMS[name](word) == target and re.search("[aeiou]", word)
+
+
+@pytest.mark.parametrize("name", ["entities", "people", "places"])
+def test_a_renamed_item_is_the_same_item_with_other_names(name, pieces):
+    chance = random.Random(2)
+    for text, target in tasks.TASKS[name].generate("train", 200, seed=4):
+        other, listed = drills.renamed(text, target, pieces, chance)
+        old, new = (re.findall("[A-Z][a-z]+", one) for one in (text, other))
+        assert re.sub("[A-Z][a-z]+", "N", text) == re.sub("[A-Z][a-z]+", "N", other)
+        given = dict(zip(old, new, strict=True))
+        assert [given[one] for one in old] == new and len(set(given.values())) == len(given)
+        assert re.sub("[A-Z][a-z]+", lambda found, given=given: given[found[0]], target) == listed
+        assert all((one == given[one]) == (one in FIRMS) for one in given)
+
+
+def test_drills_ask_what_they_answer(pieces):
+    chance = random.Random(3)
+    for _ in range(300):
+        text, target = drills.copy(pieces, chance)
+        assert text == f"copy: {target}"
+        text, target = drills.letters(pieces, chance)
+        assert text == f"letters: {target.replace(' ', '')}" and target == " ".join(text.removeprefix("letters: "))
+        text, target = drills.pick(pieces, chance)
+        category, listed = text.removeprefix("pick the ").split(": ")
+        assert [CATEGORY_OF[word] == category for word in listed.split(", ")].count(True) == 1
+        assert CATEGORY_OF[target] == category and target in listed.split(", ")
+        for drill in (drills.kinds, drills.kinds_of_list):
+            text, target = drill(pieces, chance)
+            assert [CATEGORY_OF[word] for word in text.removeprefix("kinds: ").split(", ")] == target.split(", ")
+        assert sorted(Counter(target.split(", ")).values()) == [1, 3]
+        text, target = drills.fact(pieces, chance)
+        assert text.startswith("tools: ") and target.startswith("answer(")
+        assert (target == "answer(unknown)") == text.endswith(tool_use.NOTHING)
+        assert target == "answer(unknown)" or target[7:-1] in text.split(" -> ")[1]
+        assert not set(re.findall("[A-Z][a-z]+", text)) & drills.HELD_OUT
+
+
 def known_answers():
     every = itertools.chain(tasks.TASKS.values(), instruct.TRAINED.values())
     return {task.prefix + text: target for task in every for text, target in task.generate("held_out", 50, seed=0)}
@@ -147,18 +227,22 @@ def test_a_model_that_fails_one_task_does_not_hold_its_bound(monkeypatch):
     assert failed == ["exact match, held-out items: question"]
 
 
-def test_a_second_phase_starts_from_the_first_and_its_card_names_both(tmp_path, monkeypatch):
+def test_each_phase_starts_from_the_one_before_and_the_card_names_them_all(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     folder = base.train(instruct.INSTRUCT, tmp_path / "model", steps=1, progress=False)
     record = json.loads((folder / "training.json").read_text())
-    assert (record["steps"], record["before"]["steps"]) == (1, 1)
-    assert record["settings"]["start_from"] == "course-instruct-first"
-    assert record["before"]["settings"]["start_from"] == "course-seq2seq"
+    phases = [record]
+    while "before" in phases[-1]:
+        phases.append(phases[-1]["before"])
+    assert [phase["settings"]["start_from"] for phase in phases] == [
+        *(f"course-instruct-{phase}" for phase in ("fourth", "third", "second", "first")), "course-seq2seq"
+    ]  # fmt: skip
+    steps = [phase["steps"] for phase in reversed(phases)]
     page = base.card(instruct.INSTRUCT, record, [])
-    assert "| steps | 1 + 1 |" in page and "last phase of the training" in page
-    first = tmp_path / "training" / "course-instruct-first-1-0"
-    before = (first / "model.safetensors").stat().st_mtime_ns
+    assert f"| steps | {' + '.join(map(str, steps))} |" in page and "last phase of the training" in page
+    kept = sorted((tmp_path / "training").glob("*/model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in kept]
     base.train(instruct.INSTRUCT, tmp_path / "again", steps=1, progress=False)
-    assert (first / "model.safetensors").stat().st_mtime_ns == before, "the first phase is trained once"
+    assert len(kept) == 4 and before == [path.stat().st_mtime_ns for path in kept], "each phase is trained once"
     one, other = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
     assert all(torch.equal(one[name], other[name]) for name in one)

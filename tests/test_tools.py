@@ -153,6 +153,18 @@ def test_clean_takes_out_what_differs_between_machines():
     assert book.metadata.language_info == {"name": "python"}
 
 
+def test_clean_joins_what_a_cell_printed_piece_by_piece():
+    def printed(text, name="stdout"):
+        return new_output("stream", name=name, text=text)
+
+    picture = new_output("display_data", data={"text/plain": "x"})
+    cell = new_code_cell("x", outputs=[printed("a\n"), printed("b\n"), picture, printed("c\n"), printed("a\n")])
+    cell.outputs += [printed("e\n", "stderr"), printed("d\n")]
+    notebooks.clean(new_notebook(cells=[cell]))
+    texts = [output.get("text", output.get("data", {}).get("text/plain")) for output in cell.outputs]
+    assert texts == ["a\nb\n", "x", "c\na\n", "e\n", "d\n"]
+
+
 # --- stamping ---
 
 

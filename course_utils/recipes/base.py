@@ -335,7 +335,9 @@ def card(recipe: Recipe, record: dict[str, Any], results: Sequence[Result]) -> s
     settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     first, last = record["losses"][0], record["losses"][-1]
-    phases = [*([record["before"]] if "before" in record else []), record]
+    phases = [record]
+    while "before" in phases[0]:
+        phases.insert(0, phases[0]["before"])
     of_which = "last phase of the training" if len(phases) > 1 else "training"
     lines = [
         f"# {recipe.name}",

@@ -69,7 +69,7 @@ def _calculation(generator: random.Random, split: str) -> State | None:
     return question, [(call("calculate", f"{a} {operator} {b}"), str(result))], call("answer", result)
 
 
-def _fact(generator: random.Random, split: str) -> State:
+def fact(generator: random.Random, split: str) -> State:
     """What is said of one person; the result of the search also says other things, or nothing."""
     name, kind = generator.choice(GIVEN[split]), generator.choice(sorted(FACTS))
     question, made = FACTS[kind][1].format(name=name), call("search", f"{name} {SEARCHED[kind]}")
@@ -99,7 +99,7 @@ def _price(generator: random.Random, split: str) -> State:
 
 KINDS: dict[str, Callable[[random.Random, str], State | None]] = {
     "calculation": _calculation,
-    "fact": _fact,
+    "fact": fact,
     "price": _price,
 }
 """What is asked for; each function draws a whole run of the loop."""

@@ -1,24 +1,31 @@
 """The ``course`` command: what one would otherwise have to remember, under one name."""
 
+import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
-    from course_utils.finetuning import Prepared
+    from course_utils.finetuning import Prepared, Scores
     from course_utils.models import Loaded
     from course_utils.recipes import Recipe
+    from course_utils.training import History
 
 app = typer.Typer(
     help="Open, check and run the course.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+SAY_S = 5.0
+"""How long a rank with an error waits for rank 0 to say it."""
 Targets = Annotated[
     list[str] | None, typer.Argument(help="Weeks (week1 or 1), names or paths; all when none is named.")
 ]
@@ -201,18 +208,29 @@ def train(
 @app.command()
 def finetune(
     model: Annotated[str, typer.Option(help="Role (decoder, encoder...), embedded name, hub id or folder.")],
-    data: Annotated[str, typer.Option(help="Task, dialogsum, sst2, folder, or JSON lines with input and target.")],
+    data: Annotated[
+        str, typer.Option(help="Task, dialogsum, sst2, or files: a folder, or one of which a tenth is held out.")
+    ],
     method: Annotated[str, typer.Option(help="full or lora.")] = "full",
     output: Annotated[Path, typer.Option(help="Folder for what was learned, and for the training's state.")] = Path(
         "finetuned"
     ),
     merge: Annotated[bool, typer.Option("--merge", help="Of LoRA write the merged model, not the adapter.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 200,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; by default the method's.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; by default 1e-3, lora 3e-3. Large models want a tenth.")
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples an update, all processes together.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Parts that a batch is cut into.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA's matrices.")] = 8,
+    longest: Annotated[int | None, typer.Option(min=1, help="Leave out examples of more tokens than this.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16: type of autocast.")] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute blocks twice to save memory.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model (torch.compile).")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Out of memory, cut batches into more parts.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order, of new weights and of dropout.")] = 0,
     items: Annotated[int, typer.Option(min=1, help="Held-out items of the measures before and after.")] = 200,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
@@ -225,48 +243,90 @@ def finetune(
     accelerate launch --multi_gpu --num_processes=2 -m course_utils.cli finetune ... (also where there is no GPU).
     """
     number = int(os.environ.get("RANK", "0"))
+    if number:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from course_utils import distributed, finetuning, models
 
-    def say(text: str) -> None:
-        if number == 0:
-            typer.echo(text)
-
     try:
         kind = _autocast(dtype)
-        if any(output.glob("*model*.safetensors")):
-            raise ValueError(f"{output} holds a model already: name another folder with --output, or delete that one")
         ranks = distributed.start(strategy, processes=processes, timeout=3600)
+        ranks.agreed(lambda: _room(output))
         loaded = models.load(model, device=ranks.device)
-        train, held_out = _prepared(loaded, data, seed, items)
+        train, held_out = _prepared(loaded, data, seed, items, longest)
+        path = ranks.agreed(lambda: _state(output, repr((loaded.name, train.examples))))
         loaded = finetuning.with_head(loaded, train, seed)
         scores = {"before": finetuning.measure(loaded, held_out)} if number == 0 else {}
-        path = output / "training.safetensors"
         tuned = finetuning.finetune(
-            loaded, train, method=method, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
-            accumulate=accumulate, rank=rank, dtype=kind, seed=seed, checkpoint=path,
-            checkpoint_every=checkpoint_every, processes=ranks, inplace=True,
+            loaded, train, method=method, steps=steps, learning_rate=learning_rate, warmup=warmup,
+            batch_size=batch_size, accumulate=accumulate, rank=rank, dtype=kind, checkpointing=checkpointing,
+            compile=compile, retry=retry, seed=seed, checkpoint=path, checkpoint_every=checkpoint_every,
+            processes=ranks, inplace=True,
         )  # fmt: skip
         history = tuned.history
         if history.stopped:
+            if number:  # rank 0 says it
+                time.sleep(SAY_S)
+                _leave(1)
             goes_on = "; the same command goes on from there" if history.interrupted else ""
             raise ValueError(f"{history.stopped}{goes_on}")
         if number == 0:
             scores["after"] = finetuning.measure(tuned.loaded, held_out)
             finetuning.scores_table(scores)
+            _results(output, history, scores)
             folder = tuned.save_merged(output) if merge else tuned.save(output)
             path.unlink(missing_ok=True)
-            say(f"loss {history.losses[0]:.3f} at step 1, {history.losses[-1]:.3f} at step {history.steps}")
-            say(f"trained {tuned.trained:,} of {tuned.parameters:,} parameters on {ranks.world} process(es): {folder}")
+            typer.echo(f"loss {history.losses[0]:.3f} at step 1, {history.losses[-1]:.3f} at step {history.steps}")
+            typer.echo(
+                f"trained {tuned.trained:,} of {tuned.parameters:,} parameters on {ranks.world} process(es): {folder}"
+            )
     except distributed.RankLost as error:
         if error.first:
             typer.echo(f"course: {error}", err=True)
         _leave(1)
     except (ValueError, RuntimeError, OSError) as error:
-        if number == 0 or not isinstance(error, ValueError):  # a wrong setting is wrong on all ranks: one says so
-            typer.echo(f"course: {f'rank {number}: ' if number else ''}{error}", err=True)
+        if number:  # a wrong setting is wrong on all ranks: one says so, after which the launcher ends the others
+            time.sleep(SAY_S)
+        typer.echo(f"course: {f'rank {number}: ' if number else ''}{error}", err=True)
         _leave(1)
     _leave(0)
+
+
+def _room(output: Path) -> None:
+    """Make the folder, and see that something can be written into it and nothing of worth is there."""
+    if any(output.glob("*model*.safetensors")):
+        raise ValueError(f"{output} holds a model already: name another folder with --output, or delete that one")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output {output}: no folder that can be written to ({error.strerror})") from None
+
+
+def _state(output: Path, job: str) -> Path:
+    """Return the file for the training's state, which only the same job on the same examples has."""
+    path = output / f"training-{hashlib.sha256(job.encode()).hexdigest()[:8]}.safetensors"
+    for other in output.glob("training-*.safetensors"):
+        if other != path:
+            raise ValueError(
+                f"{other} is the state of a training of another model, or on other data: name another folder with "
+                f"--output, or delete that file"
+            )
+    return path
+
+
+def _results(output: Path, history: "History", scores: "dict[str, Scores]") -> None:
+    """Write the losses and the measures (value, low, high) into the folder."""
+    import json
+
+    measures = {
+        when: {name: [found[name].value, found[name].low, found[name].high] for name in found.names}
+        for when, found in scores.items()
+    }
+    temporary = output / "results.json.tmp"
+    temporary.write_text(json.dumps({"history": dataclasses.asdict(history), "measures": measures}), encoding="utf-8")
+    temporary.replace(output / "results.json")
 
 
 def _leave(code: int) -> None:
@@ -290,28 +350,38 @@ def _autocast(name: str | None) -> "torch.dtype | None":
     return getattr(torch, name) if name else None
 
 
-def _prepared(loaded: "Loaded", data: str, seed: int, items: int) -> "tuple[Prepared, Prepared]":
-    """Examples to train on, and held-out ones: of a file with JSON lines a tenth, at most ``items``."""
-    import json
+def _prepared(loaded: "Loaded", data: str, seed: int, items: int, longest: int | None) -> "tuple[Prepared, Prepared]":
+    """Examples to train on, and held-out ones: of a single file a tenth, at most ``items``."""
     import random
 
+    from course_utils.data.hub import KINDS, _read
     from course_utils.finetuning import prepare
 
+    same: dict[str, Any] = dict(seed=seed, longest=longest)
     file = Path(data).expanduser()
     if not file.is_file():
-        return prepare(loaded, data, seed=seed), prepare(loaded, data, split="held_out", items=items, seed=seed)
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        pairs = [(row["input"], row["target"]) for row in rows]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{data}: expected a JSON object a line: {{"input": "...", "target": "..."}}') from None
-    if len(pairs) < 2:
-        raise ValueError(f"{data}: {len(pairs)} examples; expected two or more, since a tenth is held out")
-    random.Random(seed).shuffle(pairs)
-    held = max(1, min(items, len(pairs) // 10))
-    labels = sorted({str(target) for _, target in pairs}) if loaded.kind in ("masked", "base") else None
-    train, held_out = (prepare(loaded, part, seed=seed, labels=labels) for part in (pairs[held:], pairs[:held]))
-    return train, held_out
+        train = prepare(loaded, data, **same)
+        if train.labels:  # the held-out part may have fewer
+            same["labels"] = train.labels
+        return train, prepare(loaded, data, split="held_out", items=items, **same)
+    if file.suffix not in KINDS:
+        raise ValueError(f"{data}: expected a file that ends in {', '.join(KINDS)}")
+    whole = prepare(loaded, _read(file), **same)
+    if len(whole) < 2:
+        raise ValueError(f"{data}: one example; expected two or more, since a tenth is held out")
+    order = random.Random(seed).sample(range(len(whole)), len(whole))
+    held = max(1, min(items, len(whole) // 10))
+
+    def part(places: list[int]) -> "Prepared":
+        return dataclasses.replace(
+            whole,
+            name=file.name,
+            examples=[whole.examples[place] for place in places],
+            prompts=tuple(whole.prompts[place] for place in places),
+            targets=tuple(whole.targets[place] for place in places),
+        )
+
+    return part(order[held:]), part(order[:held])
 
 
 @app.command()

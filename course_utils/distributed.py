@@ -46,6 +46,8 @@ STRATEGIES = ("ddp", "zero2", "fsdp")
 """All on each rank; weights gathered once a step, gradients and states in shares; everything in shares."""
 GRACE_S = 2.0
 """How long the ranks look for each other after one was lost."""
+PATIENCE_S = 30.0
+"""How long a team waits for what the others say of a rank that was lost."""
 BROKEN = r"gloo/|NCCL|[Cc]onnection|[Tt]imed out|Broken pipe"
 """How errors of the libraries read when another rank is gone."""
 LAUNCH = "torchrun --standalone --nproc_per_node={0} ... or accelerate launch --multi_gpu --num_processes={0} ..."
@@ -371,7 +373,7 @@ class Team:
     What the ranks print is printed here after each call, rank by rank.
     """
 
-    def __init__(self, processes: int = 2, *, timeout: float = 120.0):
+    def __init__(self, processes: int = 2, *, timeout: float = 600.0):
         """Start the processes; each imports torch, which takes seconds.
 
         Args:
@@ -483,7 +485,7 @@ class Team:
                     answers[rank] = pickle.loads(path.read_bytes())
                 elif code is not None and rank not in answers and rank not in dead:
                     dead[rank] = code
-                    end = min(end, time.monotonic() + 2 * GRACE_S)  # time for the others to say what they saw
+                    end = min(end, time.monotonic() + PATIENCE_S)  # time for the others to say what they saw
                 failed = any(problem for _, problem in answers.values())
                 if failed:  # the others may wait for this rank for ever
                     end = min(end, time.monotonic() + 2 * GRACE_S)
@@ -511,7 +513,7 @@ class Team:
                 print(f"[rank {rank}] {line}")
 
 
-def run(function: Callable[..., Value], *arguments: Any, processes: int = 2, timeout: float = 120.0) -> list[Value]:
+def run(function: Callable[..., Value], *arguments: Any, processes: int = 2, timeout: float = 600.0) -> list[Value]:
     """Call a function once on several processes of this machine: a :class:`Team` for one call.
 
     Args:

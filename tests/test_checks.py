@@ -1,5 +1,6 @@
 """The exercise framework, and every check of the course: the reference passes, each mistake fails in its own words."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +104,14 @@ def test_diagnoses():
     assert "expected a function" in judge(exercise, torch.zeros(2)).message
     assert judge(exercise, ...).state == "not attempted"
     assert judge(exercise, lambda x: x + x).state == "passed"
+
+
+def test_a_number_may_come_as_an_array_of_one_and_as_no_other():
+    exercise = sample(reference=lambda x: 2.0 * x, cases=lambda: [case(3.0)], mistakes=())
+    for right in (torch.tensor(6.0), torch.tensor([6.0]), np.float64(6), np.array([[6.0]])):
+        assert judge(exercise, lambda x, right=right: right).state == "passed"
+    for wrong in (torch.ones(2), np.ones(3), np.ones(0), "6"):
+        assert "should be a number" in judge(exercise, lambda x, wrong=wrong: wrong).message
 
 
 def test_right_on_one_case_only_fails():

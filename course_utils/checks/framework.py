@@ -227,9 +227,7 @@ def _difference(expected: Any, result: Any, tolerance: float, where: str = "your
         same = type(result) is type(expected) and result == expected
         return "" if same else f"{where} is {_short(result)}, expected {_short(expected)}"
     if isinstance(expected, (int, float)):
-        if (isinstance(result, torch.Tensor) and result.numel() == 1) or (
-            hasattr(result, "item") and not isinstance(result, torch.Tensor)
-        ):
+        if hasattr(result, "item") and math.prod(getattr(result, "shape", (0,))) == 1:  # a tensor or an array of one
             result = result.item()
         if isinstance(result, bool) or not isinstance(result, (int, float)):
             return f"{where} should be a number, it is a {type(result).__name__}"

@@ -485,7 +485,10 @@ FINEWEB_QUALITY = tuple(
         Rule("short lines", short_lines, most=0.67, open=True),
     )
 )
-"""FineWeb's own three rules: lines that end in punctuation above 0.12, and so on; a step each."""
+"""FineWeb's own three rules: lines that end in punctuation above 0.12, and so on; a step each.
+
+For the second, section 3.6 says 0.1, as here; the paper's table 2 says 0.01.
+"""
 
 
 def curly_brackets(text: str) -> int:
@@ -794,7 +797,7 @@ class NearDuplicates:
                     if high != number:
                         found.setdefault(high, number if high == other else other)
             if alike:
-                found[number] = max(alike, key=lambda other: (sketch.jaccard(sketches[other]), -other))
+                found[number] = alike[0]
             index.insert(number, sketch)
         verdicts = []
         for number, document in enumerate(documents):

@@ -131,7 +131,11 @@ FIGURES: dict[str, Picture] = {
 """Every image of the course by the name of its file."""
 
 
-def _style() -> AbstractContextManager[Any]:
+FILMS: dict[str, str] = {"computational-challenges-of-training-llms": "film"}
+"""Name of each film to the module that draws it; that takes minutes, so :func:`render_all` does it only by name."""
+
+
+def style() -> AbstractContextManager[Any]:
     """Return a context with the course's style and settings under which the same code writes the same bytes."""
     import matplotlib
 
@@ -146,7 +150,7 @@ def _style() -> AbstractContextManager[Any]:
 
 def _picture(name: str) -> Picture:
     if name not in FIGURES:
-        raise ValueError(f"there is no figure {name!r}; the figures are: {', '.join(FIGURES)}")
+        raise ValueError(f"there is no figure {name!r}; the figures are: {', '.join([*FIGURES, *FILMS])}")
     return FIGURES[name]
 
 
@@ -163,7 +167,7 @@ def draw(name: str) -> "Figure":
         ValueError: there is no such figure.
     """
     picture = _picture(name)
-    with _style():
+    with style():
         return picture.function()
 
 
@@ -179,7 +183,7 @@ def show(name: str) -> None:
     from course_utils import plotting
 
     picture = _picture(name)
-    with _style():
+    with style():
         plotting.show(picture.function(), alt=picture.alt, caption=picture.caption)
 
 
@@ -197,7 +201,7 @@ def render(name: str, kind: str = "png") -> bytes:
     if kind not in ("png", "svg"):
         raise ValueError(f"kind={kind!r}; expected 'png' or 'svg'")
     buffer = io.BytesIO()
-    with _style():
+    with style():
         fig = picture.function()
         if kind == "png":
             fig.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
@@ -222,14 +226,14 @@ def _flat_colors(data: bytes) -> bytes:
 
 
 def render_all(folder: str | Path = "images", only: Iterable[str] | None = None) -> list[Path]:
-    """Write images as files NAME.png and NAME.svg.
+    """Write images as files NAME.png and NAME.svg, and films where they are named.
 
     Args:
-        folder: where to; it is created where it is missing.
-        only: names of figures; by default all.
+        folder: where images go; it is created where it is missing. Films go into ``supplemental`` beside it.
+        only: names of figures or films; by default all figures.
 
     Returns:
-        The files written, in the order of :data:`FIGURES`.
+        The files written, in the order of the names.
 
     Raises:
         ValueError: a name is not that of a figure.
@@ -237,21 +241,28 @@ def render_all(folder: str | Path = "images", only: Iterable[str] | None = None)
     if isinstance(only, str):
         only = [only]
     names = list(FIGURES) if only is None else list(only)
-    pictures = [(name, _picture(name)) for name in names]
+    pictures = {name: _picture(name) for name in names if name not in FILMS}
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, picture in pictures:
-        for kind in picture.formats:
-            file = target / f"{name}.{kind}"
-            handle, part = tempfile.mkstemp(dir=target, prefix=f".{name}-")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(render(name, kind))
-                os.chmod(part, 0o644)
-                os.replace(part, file)
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
-            written.append(file)
+    for name in names:
+        if name in FILMS:
+            module = import_module(f"course_utils.figures.{FILMS[name]}")
+            written += module.write_all(target.parent / "supplemental")
+        else:
+            written += [write_file(target / f"{name}.{kind}", render(name, kind)) for kind in pictures[name].formats]
     return written
+
+
+def write_file(file: Path, data: bytes) -> Path:
+    """Write a file as a whole or not at all, and return it; its folder is created where it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(part, 0o644)
+        os.replace(part, file)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return file

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from course_utils.figures import FIGURES, render_all
+from course_utils.figures import FIGURES, FILMS, render_all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.figures", description="Write the images of the course."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(FIGURES)} (default: all)")
-    parser.add_argument("--folder", default="images", help="where to write (default: images)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join([*FIGURES, *FILMS])}")
+    parser.add_argument("--folder", default="images", help="where to write images (default: images)")
     chosen = parser.parse_args(arguments)
     try:
         files = render_all(chosen.folder, chosen.names or None)

@@ -118,7 +118,8 @@ def prepare(
         prefix: stands before each input; by default the task's, in an encoder none.
         longest: largest number of tokens an example; by default the model's context window. Longer examples are left
             out, and one line says how many.
-        labels: names of the labels of an encoder's job; by default those of the task or the data.
+        labels: names of the labels of an encoder's job; by default those of the task or the data, or else those that
+            the model was given before.
 
     Raises:
         ValueError: there are no such data, or they do not go with the model.
@@ -143,15 +144,17 @@ def prepare(
         if items is not None and len(pairs) > items:
             pairs = [pairs[place] for place in sorted(random.Random(f"{name} {seed}").sample(range(len(pairs)), items))]
     if encoder and not isinstance(pairs[0][0], str):
-        return _fitting(loaded, _words(loaded, name, pairs, labels or names), longest)
+        return _fitting(loaded, _words(loaded, name, pairs, labels or names or _labels_of(loaded)), longest)
     if any(not isinstance(text, str) or not text.strip() for text, _ in pairs):
         raise ValueError(f"{name}: expected inputs that are texts, none of them empty")
+    if any(target is None for _, target in pairs):
+        raise ValueError(f"{name}: {sum(target is None for _, target in pairs)} of {len(pairs)} targets are missing")
     kind = "classes" if encoder else loaded.kind
     if prefix is None:
         prefix = "" if encoder else task.prefix if task else PREFIXES.get(name, "")
     prompts = tuple(PROMPTS[kind].format(prefix=prefix, input=text) for text, _ in pairs)
     if kind == "classes":
-        made_labels = tuple(labels or names or sorted({str(target) for _, target in pairs}))
+        made_labels = tuple(labels or names or _labels_of(loaded) or sorted({str(target) for _, target in pairs}))
         targets = tuple(made_labels[one] if isinstance(one, int) else str(one) for _, one in pairs)
         unknown = set(targets) - set(made_labels)
         if unknown or len(made_labels) > max(50, len(pairs) // 2):
@@ -297,7 +300,7 @@ def _pairs(data: Any, split: str) -> tuple[Pairs, Sequence[str]]:
         if data in HUB_SETS:
             found = hub(str(data))
             columns_of = dict(found)
-        elif Path(data).expanduser().is_dir():
+        elif str(data).strip() and Path(data).expanduser().is_dir():
             columns_of = {name: table for name, (_, table) in _from_folder(str(data), Path(data).expanduser()).items()}
         else:
             raise ValueError(
@@ -325,6 +328,14 @@ def _pairs(data: Any, split: str) -> tuple[Pairs, Sequence[str]]:
     except (TypeError, ValueError):
         raise ValueError(f"expected (input, target) pairs or a data set, got {type(data).__name__}") from None
     return _some(pairs), names
+
+
+def _labels_of(loaded: Loaded) -> tuple[str, ...]:
+    """The labels of a model that has an output layer for them; none where nobody named them."""
+    known = getattr(loaded.model.config, "id2label", None) or {}
+    names = tuple(str(known[place]) for place in sorted(known))
+    named = loaded.kind in ("classes", "tags") and any(not name.startswith("LABEL_") for name in names)
+    return names if named else ()
 
 
 def _some(pairs: Pairs) -> Pairs:

@@ -107,7 +107,8 @@ def with_trainer(
             model = PeftModel.from_pretrained(copy.deepcopy(bare.model), folder, is_trainable=True)
         settings: dict[str, Any] = dict(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=batch_size // accumulate,
-            gradient_accumulation_steps=accumulate, learning_rate=learning_rate or RATES[method],
+            gradient_accumulation_steps=accumulate,
+            learning_rate=RATES[method] if learning_rate is None else learning_rate,
             lr_scheduler_type=schedule, warmup_steps=warmup, weight_decay=weight_decay, max_grad_norm=clip or 0.0,
             seed=seed, bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16,
             save_strategy="no", logging_steps=every, report_to=[],

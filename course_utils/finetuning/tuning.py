@@ -176,6 +176,7 @@ def finetune(
 
     Raises:
         ValueError: a setting is out of range, or the data do not go with the model.
+        RuntimeError: ``compile`` is asked for, and there is no compiler.
         OutOfMemory: the memory does not suffice; with ``retry`` only where a part is one example already.
     """
     if method not in METHODS:
@@ -197,7 +198,8 @@ def finetune(
     order = Order(prepared, batch_size, seed)
     while True:
         settings: dict[str, Any] = dict(
-            steps=steps, batch_size=batch_size, learning_rate=learning_rate or RATES[method], schedule=schedule,
+            steps=steps, batch_size=batch_size, schedule=schedule,
+            learning_rate=RATES[method] if learning_rate is None else learning_rate,
             warmup=warmup, weight_decay=weight_decay, betas=betas, clip=clip, accumulate=accumulate, seed=seed,
             every=every, device=home, dtype=dtype, progress=progress, checkpoint=path,
             checkpoint_every=checkpoint_every, processes=processes,
@@ -210,6 +212,11 @@ def finetune(
             with _switched(model, checkpointing, compile), _seeded(seed, home):
                 history = training.fit(model, order.cut(accumulate), loss=loss, on_step=watch, **settings)
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and that of a CPU has no name of its own
+            if compile and _uncompiled(error):
+                raise RuntimeError(
+                    f"compile=True: torch.compile fails here ({str(error).splitlines()[0]}). It needs a C++ compiler, "
+                    "on a GPU also Triton; the training runs without it, with compile=False"
+                ) from None
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             problem = str(error).split(". ")[0]
@@ -435,6 +442,13 @@ def _switched(model: Any, checkpointing: bool, compile: bool) -> Iterator[None]:
             model._compiled_call_impl = None
         for parent, name, child in slow:
             setattr(parent, name, child)
+
+
+def _uncompiled(error: RuntimeError) -> bool:
+    """Whether the model could not be compiled."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return isinstance(error, BackendCompilerFailed)
 
 
 @contextlib.contextmanager

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from course_utils.widgets.attention_view import AttentionView
+    from course_utils.widgets.bits import BitFlipper
     from course_utils.widgets.decoding_explorer import DecodingExplorer
     from course_utils.widgets.memory_calculator import MemoryCalculator
     from course_utils.widgets.prompt_bench import PromptBench
 
-__all__ = ["AttentionView", "DecodingExplorer", "MemoryCalculator", "PromptBench"]
+__all__ = ["AttentionView", "BitFlipper", "DecodingExplorer", "MemoryCalculator", "PromptBench"]
 _MODULES = {
     "AttentionView": "attention_view",
+    "BitFlipper": "bits",
     "DecodingExplorer": "decoding_explorer",
     "MemoryCalculator": "memory_calculator",
     "PromptBench": "prompt_bench",

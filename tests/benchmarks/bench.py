@@ -22,7 +22,7 @@ from tqdm import tqdm
 from course_utils.attention import MultiHeadAttention, fused_attention
 from course_utils.interpretability import watch_heads_form
 from course_utils.transformer import Transformer, TransformerConfig
-from tests.benchmarks import decoding, finetuning, memory, viewer
+from tests.benchmarks import decoding, finetuning, memory, quantization, viewer
 
 Row = tuple[str, list[float], str]
 ROOT = Path(__file__).parents[2]
@@ -225,6 +225,7 @@ PARTS: dict[str, tuple[str, str, Callable[[bool], list[str]]]] = {
     "viewer": ("The head viewer", viewer.ABOUT, viewer.lines),
     "memory": ("Memory", memory.ABOUT, memory.lines),
     "finetuning": ("Fine-tuning", finetuning.ABOUT, table(finetuning.rows)),
+    "quantization": ("Quantization", quantization.ABOUT, quantization.lines),
 }
 """Name of a part to its title, what its numbers are, and what measures them."""
 TARGET = ROOT / "supplemental" / "benchmarks.md"

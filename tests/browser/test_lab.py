@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (set 
 def server(tmp_path_factory):
     """A JupyterLab with its own empty settings, on copies of the notebooks."""
     work = tmp_path_factory.mktemp("lab")
-    for folder in ("notebooks", "images"):
+    for folder in ("notebooks", "images", "supplemental"):
         shutil.copytree(ROOT / folder, work / "course" / folder, ignore=shutil.ignore_patterns(".ipynb*"))
     with lab(work) as address:
         yield address, work / "course"
@@ -151,7 +151,11 @@ def _run_all(page, file):
         time.sleep(0.2)
     page.keyboard.press("Control+s")
     for _ in range(100):
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:  # read while it was being written
+            time.sleep(0.1)
+            continue
         ran = [cell for cell in saved["cells"] if cell["cell_type"] == "code"]
         if [cell["execution_count"] for cell in ran] == list(range(1, len(cells) + 1)) and saved != before:
             break

@@ -375,8 +375,8 @@ def test_live_plot(monkeypatch):
     drawn = []
     monkeypatch.setattr(LiveFigure, "draw", lambda self, figure: drawn.append((self.alt, figure)))
     loaded, prepared = job("classes")
-    finetune(loaded, prepared, steps=41, live=True, **QUICK)
-    assert len(drawn) == 2 and len(drawn[1][1].axes[0].lines[0].get_xdata()) == 40
+    finetune(loaded, prepared, steps=61, live=True, **QUICK)
+    assert len(drawn) == 2 and len(drawn[1][1].axes[0].lines[0].get_xdata()) == 60
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,7 @@ class _Watch:
 
     def __call__(self, step: int, model: nn.Module, value: float) -> bool:
         self.losses.append(value)
-        if self.figure is not None and step % 20 == 0:
+        if self.figure is not None and step % 30 == 0:
             from course_utils.plotting import figure
 
             fig, axes = figure(5.2, 2.6)
@@ -399,7 +399,11 @@ class _Watch:
                 statistics.fmean(self.losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(self.losses) + 1)
             ]
             axes.plot(range(1, step + 1), means, marker="")
-            axes.set(xlabel="step", ylabel="loss (nats a target)", title=f"{self.method} fine-tuning")
+            axes.set(
+                xlabel="step",
+                ylabel="loss (nats a token)",
+                title=f"{'LoRA' if self.method == 'lora' else 'Full'} fine-tuning",
+            )
             self.figure.draw(fig)
         self.diverged = diverged(self.losses)
         asked = self.on_step is not None and self.on_step(step, model, value) is True
